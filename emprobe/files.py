@@ -1,0 +1,114 @@
+"""Files: atomic writes, canonical JSON, content hashes, and safetensors with one JSON card in the metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from emprobe.errors import EmprobeError
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place only if the block ends well.
+
+    The file is flushed to disk before the rename, so a kill at any instant leaves the old file or the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces; what hashes are taken of.
+
+    >>> canonical_json({"b": 1, "a": [1.5, None]})
+    '{"a":[1.5,null],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write readable JSON atomically; NaN is refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON, or say which file could not be read and why.
+
+    Raises:
+        EmprobeError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EmprobeError(f"{path} was asked for and does not exist.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EmprobeError(f"{path} could not be read as JSON: {error}.") from error
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of a JSON-able value, first 16 hex digits.
+
+    >>> content_hash({"a": 1}) == content_hash({"a": 1})
+    True
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, whole hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], card: Mapping[str, Any]) -> None:
+    """Write tensors and one JSON card (metadata key `card`) to a safetensors file, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata={"card": canonical_json(dict(card))})
+
+
+def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a file of `save_tensors`: its tensors and its card.
+
+    Raises:
+        EmprobeError: If the file is missing, is not safetensors, or has no card of emprobe.
+    """
+    if not Path(path).is_file():
+        raise EmprobeError(f"{path} was asked for and is not a file.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise EmprobeError(f"{path} could not be read as safetensors: {error}. The file may be cut short.") from error
+    if "card" not in metadata:
+        raise EmprobeError(f"{path} holds tensors but no emprobe card, so what they mean is unknown. Was it saved by emprobe?")
+    return tensors, json.loads(metadata["card"])
