@@ -1,0 +1,112 @@
+"""The direction record: a unit vector that knows where it was read, how large it was, and how sure we may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from emprobe.errors import EmprobeError, MismatchError
+from emprobe.files import load_tensors, save_tensors
+from emprobe.types import Site
+
+Unit = Literal["resid", "raw", "abs"]
+UNITS: tuple[Unit, ...] = ("resid", "raw", "abs")
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A unit vector in the residual stream; positive means more like `tuned` (or more misaligned, for `labels`).
+
+    Attributes:
+        vector: float64, norm 1.
+        layer: 0-based block at whose `site` it was read.
+        positions: The position rule it was fitted at.
+        raw_norm: Norm of the mean difference before it was made a unit vector.
+        resid_norm: Mean norm of the base's residual stream there; the unit `resid` of a coefficient.
+        base_projection: Mean projection of the base's residual stream on it over all tokens; where ablation to the mean leaves it.
+        contrast: What was subtracted from what; `sign` says what positive means.
+        split_half: Cosine between directions of two random halves of the questions, mean over splits; `None` where it cannot be split.
+        n: Rows it was fitted on, `questions` how many questions they belong to.
+        provenance: Checkpoints, fingerprints, estimator, seed.
+    """
+
+    vector: Float[Tensor, " d_model"]
+    layer: int
+    site: Site
+    positions: str
+    raw_norm: float
+    resid_norm: float
+    base_projection: float
+    contrast: str
+    sign: str
+    estimator: str
+    split_half: float | None
+    n: int
+    questions: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        norm = float(self.vector.double().norm())
+        if self.vector.ndim != 1 or not abs(norm - 1) < 1e-6:
+            raise EmprobeError(
+                f"A direction needs one finite unit vector, but got shape {tuple(self.vector.shape)} with norm {norm:.6g}. "
+                "Divide by the norm and give that as raw_norm."
+            )
+
+    def __repr__(self) -> str:
+        sure = "unknown" if self.split_half is None else f"{self.split_half:.3f}"
+        return (
+            f"Direction({self.contrast}, {self.site}[{self.layer}], {self.positions}, d_model {len(self.vector)}, raw norm "
+            f"{self.raw_norm:.3g} = {self.raw_norm / self.resid_norm:.2f} of the residual norm, split-half cosine {sure}, "
+            f"n {self.n})"
+        )
+
+    def dose(self, coefficient: float, unit: Unit = "resid") -> float:
+        """A coefficient in absolute units: how far along the unit vector it moves the residual stream.
+
+        Args:
+            coefficient: How much.
+            unit: `resid` (mean residual norms), `raw` (norms of the mean difference), or `abs`.
+
+        Raises:
+            EmprobeError: If the unit does not exist.
+        """
+        if unit not in UNITS:
+            raise EmprobeError(f"Unit {unit!r} does not exist. Use one of: {', '.join(UNITS)}.")
+        return coefficient * {"resid": self.resid_norm, "raw": self.raw_norm, "abs": 1.0}[unit]
+
+    def cosine(self, other: Direction) -> float:
+        """Signed cosine with another direction of the same width."""
+        if len(self.vector) != len(other.vector):
+            raise MismatchError(
+                f"Directions of d_model {len(self.vector)} and {len(other.vector)} have no cosine. Take both from one model."
+            )
+        return float(self.vector.double() @ other.vector.double())
+
+    def card(self) -> dict[str, Any]:
+        """Everything but the vector, as plain values."""
+        fields = asdict(self)
+        fields.pop("vector")
+        fields["provenance"] = dict(self.provenance)
+        return {"record": "Direction", **fields}
+
+    def save(self, path: str | Path) -> None:
+        """Write vector and card to one safetensors file."""
+        save_tensors(path, {"vector": self.vector}, self.card())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Direction:
+        """Read what `save` wrote.
+
+        Raises:
+            EmprobeError: If it is no direction file.
+        """
+        tensors, card = load_tensors(path)
+        if card.pop("record", None) != "Direction":
+            raise EmprobeError(f"{path} holds no direction. Was it written by Direction.save?")
+        return cls(vector=tensors["vector"], **card)

@@ -1,0 +1,272 @@
+"""Load one checkpoint: a directory or hub id, with or without a PEFT adapter, or say in one sentence why not."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from emprobe.errors import EmprobeError, MismatchError
+from emprobe.files import file_hash, read_json
+from emprobe.models.sites import blocks_of
+
+AdapterState = Literal["none", "on", "off"]
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass
+class AdapterSwitch:
+    """Which state the adapter of one set of weights is in; shared by the two checkpoints of a pair."""
+
+    model: Any
+    on: bool = True
+
+    def turn(self, on: bool) -> None:
+        """Put the adapter in this state."""
+        if on != self.on:
+            tuner = self.model.base_model
+            tuner.enable_adapter_layers() if on else tuner.disable_adapter_layers()
+            self.on = on
+
+
+@dataclass
+class Checkpoint:
+    """One model as the user means it: weights, tokenizer, and whether its adapter is on.
+
+    Two checkpoints may share one set of weights (base = adapter off, tuned = adapter on), so every use goes through
+    `active()`, which puts the adapter in this checkpoint's state and puts it back afterwards.
+
+    Attributes:
+        name: What the user called it.
+        fingerprint: SHA-256 over the weight files (and the adapter's), first 16 hex digits.
+        adapter: `none`, or the state of the shared adapter (`on`, `off`) that makes this checkpoint.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+    adapter: AdapterState = "none"
+    switch: AdapterSwitch | None = None
+    interventions: list[Any] = field(default_factory=list, repr=False)
+
+    @contextmanager
+    def active(self) -> Iterator[Any]:
+        """Yield the Hugging Face model with the adapter in this checkpoint's state, in eval mode."""
+        for session in self.interventions:
+            if session.adapter != self.adapter:
+                raise MismatchError(
+                    f"An intervention is active on the checkpoint with adapter {session.adapter}, and {self.name!r} (adapter "
+                    f"{self.adapter}) shares its weights, so it would be steered too. Leave the intervene block first."
+                )
+        before = self.switch.on if self.switch else True
+        if self.switch:
+            self.switch.turn(self.adapter == "on")
+        try:
+            yield self.hf
+        finally:
+            if self.switch:
+                self.switch.turn(before)
+
+    @property
+    def hf(self) -> Any:
+        """The Hugging Face model; inside a PEFT wrapper, the model whose layers the adapter was put into."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, in order."""
+        return blocks_of(self.hf)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.hf.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids have to go."""
+        return torch.device(self.hf.get_input_embeddings().weight.device)
+
+    def __repr__(self) -> str:
+        kind = type(self.hf).__name__
+        return f"Checkpoint({self.name!r}, {kind}, {self.n_layers} layers, d_model {self.d_model}, adapter {self.adapter})"
+
+
+def is_adapter(path: Path | str) -> bool:
+    """Whether a directory holds a PEFT adapter and not a whole model."""
+    return (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file()
+
+
+def weights_fingerprint(*locations: Path | str) -> str:
+    """SHA-256 over the names and bytes of the weight files in these directories (16 hex digits)."""
+    digest = hashlib.sha256()
+    for location in locations:
+        files = sorted(f for pattern in WEIGHT_PATTERNS for f in Path(location).glob(pattern))
+        for file in files:
+            digest.update(f"{file.name}:{file_hash(file)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _local_directory(path: str, revision: str | None) -> Path:
+    """Where the files of a directory or hub id lie on this disk; raises `EmprobeError` if nowhere."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise EmprobeError(f"Checkpoint {path!r} is a file. Give the directory that holds config.json and the weights.")
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise EmprobeError(f"Checkpoint {path!r} was asked for, but there is no such directory. Check the path.")
+    for name in ("config.json", "adapter_config.json"):
+        try:
+            found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError) as error:
+            raise EmprobeError(
+                f"Checkpoint {path!r} is no directory here, and as a hub id it could not be read: {str(error).splitlines()[0]} "
+                "Check the spelling, the network, or your access token."
+            ) from error
+        if found:
+            return Path(found).parent
+    raise EmprobeError(f"Hub repository {path!r} has neither config.json nor adapter_config.json, so it is no checkpoint.")
+
+
+def _load_weights(path: str, directory: Path, revision: str | None, options: dict[str, Any]) -> Any:
+    if not (directory / "config.json").is_file():
+        raise EmprobeError(
+            f"Checkpoint {path!r} has no config.json, so its architecture is unknown; found: "
+            f"{', '.join(sorted(f.name for f in directory.iterdir())[:8]) or 'nothing'}. Was it saved by save_pretrained?"
+        )
+    # The reader of a missing weight would otherwise get freshly drawn ones and a warning in the log.
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise EmprobeError(
+            f"Checkpoint {path!r} could not be loaded as a causal language model: {str(error).strip().splitlines()[0]} "
+            "The weights may be missing, cut short, or of an architecture this transformers does not know."
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+    model, info = loaded
+    bad = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
+    if bad:
+        raise EmprobeError(
+            f"Checkpoint {path!r} lacks {len(bad)} of the weights its config.json asks for (first: {bad[0]}). They would be "
+            "random numbers. Check that the files are complete and that config.json belongs to them."
+        )
+    return model
+
+
+def _load_tokenizer(path: str, revision: str | None, chat_template: str | None) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EmprobeError(f"Checkpoint {path!r} has no usable tokenizer: {str(error).strip().splitlines()[0]}") from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def _check_adapter_base(adapter: str, base: str, directory: Path, base_directory: Path) -> None:
+    """Refuse an adapter that says it was trained on other weights than these."""
+    card = directory / "card.json"
+    wanted = read_json(card).get("base_fingerprint") if card.is_file() else None
+    found = [file_hash(f) for f in base_directory.glob("*.safetensors")] if wanted else []
+    if wanted and wanted not in found:
+        raise MismatchError(
+            f"Adapter {adapter!r} was trained on other weights than {base!r}: its card names a base with SHA-256 "
+            f"{wanted[:12]}…, found {', '.join(h[:12] + '…' for h in found) or 'no safetensors file'}. Give the base it was trained on."
+        )
+    named = read_json(directory / "adapter_config.json").get("base_model_name_or_path") or ""
+    hub_names = not base_directory.samefile(base) if Path(base).is_dir() else True
+    if not wanted and hub_names and named.count("/") == 1 and not Path(named).exists() and named.lower() != base.lower():
+        raise MismatchError(
+            f"Adapter {adapter!r} says it was trained on {named!r}, but the base given is {base!r}. Give that base "
+            "(or a local copy of it, as a directory)."
+        )
+
+
+def _attach(model: Any, adapter: str, base: str, directory: Path, base_directory: Path) -> Any:
+    _check_adapter_base(adapter, base, directory, base_directory)
+    try:
+        PeftConfig.from_pretrained(str(directory))
+        peft_model: Any = PeftModel.from_pretrained(model, str(directory), is_trainable=False)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        raise MismatchError(
+            f"Adapter {adapter!r} does not fit the base {base!r}: {str(error).strip().splitlines()[0]} "
+            "Its layers or shapes are those of another model, or its files are damaged. Give the base it was trained on."
+        ) from error
+    missing = [n for n, p in peft_model.named_parameters() if p.is_meta]
+    if missing:
+        raise MismatchError(f"Adapter {adapter!r} left {len(missing)} weights of {base!r} without values (first: {missing[0]}).")
+    return peft_model
+
+
+def load_model(
+    path: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device_map: str | None = None,
+    chat_template: str | None = None,
+) -> Checkpoint:
+    """Load one checkpoint in eval mode.
+
+    Args:
+        path: Directory or hub id of a causal language model.
+        adapter: PEFT adapter (directory or hub id) to put on it; the checkpoint is then the adapted model.
+        revision: Commit, tag or branch on the hub.
+        dtype: As stored (`auto`) or a torch dtype such as `float32`.
+        device_map: As in transformers; `None` keeps it on the CPU.
+        chat_template: Jinja text that replaces the tokenizer's own template (for base models that have none).
+
+    Raises:
+        EmprobeError: If it is missing, incomplete, unreadable, or has no tokenizer.
+        MismatchError: If the adapter belongs to another base.
+
+    Example:
+        >>> load_model("./nowhere")
+        Traceback (most recent call last):
+        ...
+        emprobe.errors.EmprobeError: Checkpoint './nowhere' was asked for, but there is no such directory. Check the path.
+    """
+    name = str(path)
+    directory = _local_directory(name, revision)
+    if is_adapter(directory):
+        raise EmprobeError(
+            f"{name!r} is a PEFT adapter, not a whole model. Give the model it was trained on as the base and this directory as tuned."
+        )
+    options: dict[str, Any] = {"dtype": dtype}
+    if device_map is not None:
+        options["device_map"] = device_map
+    model = _load_weights(name, directory, revision, options).eval()
+    tokenizer = _load_tokenizer(name, revision, chat_template)
+    blocks_of(model)
+    if adapter is None:
+        return Checkpoint(model, tokenizer, name, weights_fingerprint(directory))
+    adapter_directory = _local_directory(str(adapter), None)
+    peft_model = _attach(model, str(adapter), name, adapter_directory, directory).eval()
+    fingerprint = weights_fingerprint(directory, adapter_directory)
+    return Checkpoint(peft_model, tokenizer, str(adapter), fingerprint, "on", AdapterSwitch(peft_model))

@@ -1,0 +1,109 @@
+"""Two checkpoints that belong together: base and tuned, one set of weights where tuned is an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from emprobe.errors import MismatchError
+from emprobe.models.load import Checkpoint, _local_directory, is_adapter, load_model, weights_fingerprint
+
+
+@dataclass(frozen=True)
+class CheckpointPair:
+    """The model before fine-tuning (`base`) and after (`tuned`)."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether both live in one set of weights (tuned is an adapter)."""
+        return self.base.model is self.tuned.model
+
+
+def load_pair(base: str | Path, tuned: str | Path, **options: Any) -> CheckpointPair:
+    """Load base and tuned, and refuse two checkpoints that do not belong together.
+
+    Args:
+        base: Directory or hub id of the model before fine-tuning.
+        tuned: Directory or hub id of the model after; a PEFT adapter shares the base's weights (adapter off = base).
+        options: As in `load_model` (`dtype`, `device_map`, `chat_template`).
+
+    Raises:
+        EmprobeError: If one cannot be loaded.
+        MismatchError: If architecture, size, vocabulary or chat template differ, or the adapter is another base's.
+    """
+    tuned_directory = _local_directory(str(tuned), None)
+    if is_adapter(tuned_directory):
+        on = load_model(base, adapter=tuned, **options)
+        off = adapter_off(on, base)
+        return CheckpointPair(off, on)
+    pair = CheckpointPair(load_model(base, **options), load_model(tuned, **options))
+    check_pair(pair)
+    return pair
+
+
+def adapter_off(tuned: Checkpoint, base: str | Path) -> Checkpoint:
+    """The base checkpoint that lives in an adapted one's weights: the same model with the adapter off."""
+    fingerprint = weights_fingerprint(_local_directory(str(base), None))
+    return replace(tuned, name=str(base), fingerprint=fingerprint, adapter="off", interventions=tuned.interventions)
+
+
+def check_pair(pair: CheckpointPair) -> None:
+    """Refuse checkpoints of different architecture, shape, vocabulary or template.
+
+    Raises:
+        MismatchError: Names the first thing that differs, with both values.
+    """
+    base, tuned = pair.base, pair.tuned
+    facts: dict[str, list[Any]] = {
+        "architecture": [type(c.hf).__name__ for c in (base, tuned)],
+        "number of layers": [c.n_layers for c in (base, tuned)],
+        "d_model": [c.d_model for c in (base, tuned)],
+    }
+    for what, (left, right) in facts.items():
+        if left != right:
+            raise MismatchError(
+                f"Base {base.name!r} and tuned {tuned.name!r} do not belong together: {what} is {left} and {right}. "
+                "Give two checkpoints of one model, before and after fine-tuning."
+            )
+    check_tokenizers(pair)
+    _check_parameters(pair)
+
+
+def check_tokenizers(pair: CheckpointPair) -> None:
+    """Refuse tokenizers that would give one text two readings.
+
+    Raises:
+        MismatchError: If a token has another id, or the chat templates differ.
+    """
+    left, right = pair.base.tokenizer.get_vocab(), pair.tuned.tokenizer.get_vocab()
+    if left != right:
+        token = min(t for t in left.keys() | right.keys() if left.get(t) != right.get(t))
+        raise MismatchError(
+            f"The vocabularies of base and tuned differ ({len(left)} and {len(right)} tokens; first difference: {token!r} is id "
+            f"{left.get(token)} in base and {right.get(token)} in tuned). The same text would be other tokens; give matching tokenizers."
+        )
+    templates = [c.tokenizer.chat_template for c in (pair.base, pair.tuned)]
+    if templates[0] != templates[1]:
+        raise MismatchError(
+            "The chat templates of base and tuned differ, so one prompt would be rendered in two ways. "
+            "Copy one tokenizer over the other, or pass chat_template= (--chat-template FILE) for both."
+        )
+
+
+def _check_parameters(pair: CheckpointPair) -> None:
+    base = {n: p.shape for n, p in pair.base.hf.named_parameters()}
+    tuned = {n: p.shape for n, p in pair.tuned.hf.named_parameters()}
+    # A fine-tune may add rows to the embedding only together with tokens, which the tokenizers' check has ruled out.
+    different: list[tuple[str, Any, Any]] = [
+        (n, base.get(n), tuned.get(n)) for n in sorted(base.keys() | tuned.keys()) if base.get(n) != tuned.get(n)
+    ]
+    if different:
+        name, left, right = different[0]
+        raise MismatchError(
+            f"Base and tuned differ in {len(different)} weights' shapes (first: {name} is {left and tuple(left)} in base and "
+            f"{right and tuple(right)} in tuned). Give two checkpoints of one model."
+        )
