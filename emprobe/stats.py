@@ -1,0 +1,317 @@
+"""Statistics that know their clusters: bootstrap intervals over questions, Wilson, permutation shares, streaming moments.
+
+Answers to one question resemble each other, so an interval that counts every answer as independent is too narrow (about three
+times, on a public set of 8 questions with 25 answers each). Every interval here resamples whole questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from emprobe._resampling import Pair, cluster_codes, is_proportion, normal_quantile, resample, scaled_quantiles, totals, usable_rows
+from emprobe.errors import EmprobeError
+from emprobe.moments import Moments
+from emprobe.types import Estimate
+
+__all__ = [
+    "Moments",
+    "clustered_interval",
+    "effective_n",
+    "paired_difference",
+    "percentile_of",
+    "permutation_p",
+    "share_removed",
+    "wilson",
+]
+
+SPARSE = 5.0  # with fewer effective rows than this on either side, a proportion's bootstrap alone is too narrow
+
+
+def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, as (low, high); `n` may be an effective, fractional number.
+
+    Raises:
+        EmprobeError: If n is not positive, successes lie outside 0..n, or level is not between 0 and 1.
+
+    Source: Wilson (1927), Journal of the American Statistical Association 22, 209-212.
+
+    Example:
+        With no success in n rows the upper end is z² / (n + z²), here 3.8415 / 13.8415.
+
+        >>> [round(end, 4) for end in wilson(0, 10)]
+        [0.0, 0.2775]
+    """
+    if n <= 0 or not 0 <= successes <= n:
+        raise EmprobeError(f"A Wilson interval was asked for {successes} successes of {n} rows. Give 0 <= successes <= n and n > 0.")
+    z = normal_quantile(level)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # The formula's ends at 0 and n are exactly 0 and 1; rounding must not say otherwise.
+    return (0.0 if successes == 0 else float(centre - half)), (1.0 if successes == n else float(centre + half))
+
+
+def clustered_interval(
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | None,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of all rows, with a bootstrap interval that resamples whole clusters (questions).
+
+    A drawn question brings all its answers. Drawing its answers a second time would count their noise twice: in simulation that
+    interval covers the truth in 99 % of cases instead of 95 % when questions do not differ. Deviations are scaled by
+    sqrt(k / (k - 1)) and Student's t over the normal quantile, since k questions are few.
+    Values that are all 0 or 1 are a proportion. If it is so near 0 or 1 that fewer than five effective rows remain on one side, the
+    interval is widened to hold Wilson's interval for the effective n (rows over design effect), with one more imagined question that
+    went all the rarer way: rare events cannot show how they cluster.
+
+    Args:
+        values: One finite number a row.
+        clusters: The cluster of each row; `None` if every row is its own.
+        level: Coverage aimed at.
+        draws: Bootstrap draws.
+        seed: Same seed, same interval.
+
+    Returns:
+        The estimate; `method` says in words what was done, also where one cluster or equal rows left little to do.
+
+    Raises:
+        EmprobeError: If there are no rows, a value is not finite, or lengths differ.
+
+    Source: Davison & Hinkley (1997), section 3.8 (resampling clusters); Dean & Pagano (2015), Statistics in Medicine 34 (Wilson with
+        an effective n).
+
+    Example:
+        >>> estimate = clustered_interval([1, 1, 0, 0, 1, 1, 0, 1], ["a", "a", "b", "b", "c", "c", "d", "d"])
+        >>> estimate.value, estimate.n, estimate.clusters
+        (0.625, 8, 4)
+    """
+    x = usable_rows(values)
+    names: Sequence[Hashable] = range(len(x)) if clusters is None else clusters
+    (codes,), k = cluster_codes(names, rows=(len(x),))
+    note = ""
+    if k == 1:
+        codes, k = np.arange(len(x)), len(x)
+        note = "one cluster only, its rows taken as independent: "
+    method, low, high = f"{note}bootstrap over {k} clusters, t-scaled, {draws} draws", float(x.mean()), float(x.mean())
+    value = low
+    if k > 1:
+        sums = resample(totals(x, codes, k), draws, seed)
+        low, high = scaled_quantiles(value, sums[:, 0] / sums[:, 1], k, level)
+    if is_proportion(x):
+        low, high = max(low, 0.0), min(high, 1.0)
+        n_effective = effective_n(x, codes.tolist())
+        if min(value, 1 - value) * n_effective < SPARSE:
+            ends = wilson(value * n_effective, n_effective, level)
+            low, high = min(low, ends[0]), max(high, ends[1])
+            method += f", widened by Wilson at effective n {n_effective:.1f}"
+    elif np.ptp(x) == 0:
+        method += "; all rows are equal, so they show no doubt"
+    return Estimate(value, low, high, len(x), 1 if note else k, method, level)
+
+
+def paired_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Sequence[Hashable],
+    clusters_b: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of `a` minus mean of `b`: two conditions on the same questions, each draw taking the same questions in both.
+
+    Args:
+        a: Rows of the first condition.
+        b: Rows of the second; as many as `a`, or any number if `clusters_b` is given.
+        clusters: The question of each row of `a`.
+        clusters_b: The question of each row of `b`; as in `a` if not given.
+        level: Coverage aimed at.
+        draws: Bootstrap draws.
+        seed: Same seed, same interval.
+
+    Returns:
+        The difference; `n` counts the rows of both. Where a proportion is near 0 or 1, the interval is widened by combining the two
+        rates' own intervals (MOVER).
+
+    Raises:
+        EmprobeError: If a condition has no rows or a value is not finite.
+        MismatchError: If the conditions share no question, or lengths differ.
+
+    Source: Zou & Donner (2008), Statistics in Medicine 27, 1693-1702 (MOVER).
+
+    Example:
+        >>> paired_difference([1, 1, 1, 0], [0, 1, 0, 0], ["p", "q", "r", "s"]).value
+        0.5
+    """
+    pair = Pair.of(a, b, clusters, clusters_b)
+    (mean_a, mean_b), method = pair.means, _paired_method(pair, draws)
+    value = low = high = mean_a - mean_b
+    if pair.clusters > 1:
+        drawn_a, drawn_b = pair.drawn_means(draws, seed)
+        low, high = scaled_quantiles(value, drawn_a - drawn_b, pair.clusters, level)
+    alone = _alone(pair, level)
+    if alone is not None:
+        one, two = alone
+        low = min(low, value - float(np.hypot(one.value - one.low, two.high - two.value)))
+        high = max(high, value + float(np.hypot(one.high - one.value, two.value - two.low)))
+        method += ", widened by MOVER of Wilson intervals"
+    if is_proportion(pair.a) and is_proportion(pair.b):
+        low, high = max(low, -1.0), min(high, 1.0)
+    return Estimate(value, low, high, pair.n, pair.clusters, method, level)
+
+
+def share_removed(
+    tuned: ArrayLike,
+    ablated: ArrayLike,
+    clusters: Sequence[Hashable],
+    clusters_ablated: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Share of a rate that an ablation removes: 1 - rate(ablated) / rate(tuned), the same questions drawn in both.
+
+    1 means that nothing is left, 0 that nothing was removed, and a negative share that there is more than before.
+
+    Args:
+        tuned: Rows before the ablation, not negative (0 or 1 for a rate).
+        ablated: Rows with it; as many, or any number if `clusters_ablated` is given.
+        clusters: The question of each row of `tuned`.
+        clusters_ablated: The question of each row of `ablated`; as in `tuned` if not given.
+        level: Coverage aimed at.
+        draws: Bootstrap draws; those in which the tuned rate is 0 have no ratio and are counted as the worst of the others.
+        seed: Same seed, same interval.
+
+    Raises:
+        EmprobeError: If the tuned rate is 0 (there is nothing to remove), or a condition has no rows.
+        MismatchError: If the conditions share no question, or lengths differ.
+
+    Source: Donner & Zou (2012), Statistical Methods in Medical Research 21, 347-359 (MOVER for a ratio).
+
+    Example:
+        >>> share_removed([1, 1, 1, 1], [0, 1, 0, 0], ["p", "q", "r", "s"]).value
+        0.75
+    """
+    pair = Pair.of(tuned, ablated, clusters, clusters_ablated)
+    (before, after), method = pair.means, _paired_method(pair, draws)
+    if before <= 0:
+        raise EmprobeError(
+            f"The share removed was asked for, but the tuned rate is {before:g} in {len(pair.a)} rows: there is nothing to remove. "
+            "Check that the fine-tune shows the behaviour on these questions."
+        )
+    value = low = high = 1 - after / before
+    if pair.clusters > 1:
+        drawn_before, drawn_after = pair.drawn_means(draws, seed)
+        there = drawn_before > 0
+        shares = 1 - drawn_after[there] / drawn_before[there]
+        shares = np.append(shares, np.full(int((~there).sum()), shares.min())) if there.any() else np.array([value])
+        low, high = scaled_quantiles(value, shares, pair.clusters, level)
+    alone = _alone(pair, level)
+    if alone is not None:
+        smallest, largest = _ratio_interval(alone[1], alone[0])
+        low, high = min(low, 1 - largest), max(high, 1 - smallest)
+        method += ", widened by MOVER of Wilson intervals"
+    return Estimate(value, low, min(high, 1.0), pair.n, pair.clusters, method, level)
+
+
+def _paired_method(pair: Pair, draws: int) -> str:
+    return "one cluster only" if pair.clusters == 1 else f"bootstrap over {pair.clusters} matched clusters, t-scaled, {draws} draws"
+
+
+def _alone(pair: Pair, level: float) -> tuple[Estimate, Estimate] | None:
+    """Each rate's own Wilson interval where the joint bootstrap does not suffice: one cluster, or a rate near 0 or 1."""
+    sides = [(pair.a, pair.codes_a.tolist()), (pair.b, pair.codes_b.tolist())]
+    if not all(is_proportion(x) for x, _ in sides):
+        if pair.clusters == 1:
+            raise EmprobeError("Two conditions were compared on one question only, which shows no doubt. Give at least two questions.")
+        return None
+    if pair.clusters == 1:
+        sides = [(x, list(range(len(x)))) for x, _ in sides]
+    sizes = [effective_n(x, codes) for x, codes in sides]
+    rates = [float(x.mean()) for x, _ in sides]
+    if pair.clusters > 1 and all(min(rate, 1 - rate) * n >= SPARSE for rate, n in zip(rates, sizes, strict=True)):
+        return None
+    one, two = (
+        Estimate(rate, *wilson(rate * n, n, level), len(x), pair.clusters, "Wilson", level)
+        for (x, _), rate, n in zip(sides, rates, sizes, strict=True)
+    )
+    return one, two
+
+
+def _ratio_interval(top: Estimate, bottom: Estimate) -> tuple[float, float]:
+    """MOVER interval of top / bottom, two independent rates whose Wilson intervals never reach 0 unless the rate is 0."""
+    product = top.value * bottom.value
+
+    def end(numerator: float, denominator: float, sign: int) -> float:
+        under = denominator * (2 * bottom.value - denominator)
+        root = product**2 - numerator * (2 * top.value - numerator) * under
+        return (product + sign * float(np.sqrt(max(root, 0.0)))) / under if under > 0 else 0.0
+
+    return end(top.low, bottom.high, -1), end(top.high, bottom.low, 1)
+
+
+def effective_n(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
+    """Rows of 0 and 1 over their design effect, with one more imagined cluster of the rarer value.
+
+    The design effect is 1 + (m - 1) r, where m is the row-weighted mean cluster size and r the intra-cluster correlation by
+    analysis of variance. Without the imagined cluster, rows that are all equal would show r = 0, as if they proved that questions
+    agree; with it each question counts once.
+
+    Example:
+        >>> round(effective_n([0] * 12, ["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["d"] * 3), 6)
+        4.0
+    """
+    x = usable_rows(values)
+    (codes,), k = cluster_codes(clusters, rows=(len(x),))
+    table = totals(x, codes, k)
+    sizes = np.append(table[:, 1], table[:, 1].mean())
+    sums = np.append(table[:, 0], sizes[-1] if x.mean() < 0.5 else 0.0)
+    n, groups = sizes.sum(), len(sizes)
+    if n - groups < 1e-9:
+        return float(len(x))
+    means, grand = sums / sizes, sums.sum() / n
+    between = float((sizes * (means - grand) ** 2).sum() / (groups - 1))
+    within = float((sizes * means * (1 - means)).sum() / (n - groups))
+    typical = (n - (sizes**2).sum() / n) / (groups - 1)
+    correlation = np.clip((between - within) / (between + (typical - 1) * within), 0.0, 1.0)
+    weighted = float((table[:, 1] ** 2).sum() / table[:, 1].sum())
+    return float(len(x) / (1 + (weighted - 1) * correlation))
+
+
+def permutation_p(value: float, null: ArrayLike) -> float:
+    """Share of null draws at least as large as `value`, which counts as one of them: (1 + #{null >= value}) / (1 + n).
+
+    Never 0: n draws cannot show a p below 1 / (n + 1).
+
+    Raises:
+        EmprobeError: If there are no draws or a number is not finite.
+
+    Source: Phipson & Smyth (2010), Statistical Applications in Genetics and Molecular Biology 9, article 39.
+
+    Example:
+        >>> permutation_p(5.0, [1, 2, 3])
+        0.25
+    """
+    draws = usable_rows(null)
+    if not np.isfinite(value):
+        raise EmprobeError(f"The place of {value} among {len(draws)} null draws was asked for; it is not a number.")
+    return float((1 + (draws >= value).sum()) / (1 + len(draws)))
+
+
+def percentile_of(value: float, null: ArrayLike) -> float:
+    """Where `value` stands among null draws, in 0..1: one minus `permutation_p`, and so never 1.
+
+    Example:
+        >>> percentile_of(5.0, [1, 2, 3])
+        0.75
+    """
+    return 1 - permutation_p(value, null)
