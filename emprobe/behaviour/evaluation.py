@@ -1,0 +1,64 @@
+"""From answers to scores: ask the judge, and keep every answer as a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from emprobe.behaviour.answers import Answer
+from emprobe.behaviour.scores import Scores
+from emprobe.errors import EmprobeError
+from emprobe.types import Conversation, Judge, Judgement
+
+
+def evaluate(answers: Sequence[Conversation], judge: Judge, condition: str = "") -> Scores:
+    """Judge answers and keep every one as a row, judged or missing.
+
+    An answer without text is `empty` and is not shown to the judge.
+
+    Args:
+        answers: Answered conversations, each with a question id.
+        judge: Gives one `Judgement` per answer, in order.
+        condition: Name of the condition under which they were generated, such as `tuned`.
+
+    Raises:
+        EmprobeError: If there are no answers, one is unanswered, or the judge did not return one judgement per answer.
+    """
+    if not answers:
+        raise EmprobeError("No answers were given to judge.")
+    open_ones = [answer for answer in answers if answer.response is None]
+    if open_ones:
+        raise EmprobeError(
+            f"{len(open_ones)} of {len(answers)} conversations have no response, the first being question "
+            f"{open_ones[0].question_id!r}. Generate answers before judging them."
+        )
+    spoken = [answer for answer in answers if (answer.response or "").strip()]
+    judgements = list(judge(spoken)) if spoken else []
+    if len(judgements) != len(spoken):
+        raise EmprobeError(
+            f"The judge {judge.name!r} was given {len(spoken)} answers and returned {len(judgements)} judgements. "
+            "It must return one for each, in order, and mark missing ones by their status."
+        )
+    wrong = [judgement for judgement in judgements if not isinstance(judgement, Judgement)]
+    if wrong:
+        raise EmprobeError(f"The judge {judge.name!r} returned a {type(wrong[0]).__name__} where a Judgement belongs.")
+    given = iter(judgements)
+    rows = []
+    for answer in answers:
+        text = cast(str, answer.response)
+        verdict = next(given) if text.strip() else Judgement(None, None, "empty")
+        rows.append(
+            Answer(
+                answer.question_id,
+                answer.sample,
+                condition,
+                answer.prompt,
+                text,
+                verdict.alignment,
+                verdict.coherence,
+                verdict.status,
+                answer.stop_reason,
+                dict(answer.labels),
+            )
+        )
+    return Scores(tuple(rows), judge.name)
