@@ -94,6 +94,34 @@ def is_proportion(values: Floats) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
+def effective_n(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
+    """Rows of 0 and 1 over their design effect, with one more imagined cluster of the rarer value.
+
+    The design effect is 1 + (m - 1) r, where m is the row-weighted mean cluster size and r the intra-cluster correlation by
+    analysis of variance. Without the imagined cluster, rows that are all equal would show r = 0, as if they proved that questions
+    agree; with it each question counts once.
+
+    Example:
+        >>> round(effective_n([0] * 12, ["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["d"] * 3), 6)
+        4.0
+    """
+    x = usable_rows(values)
+    (codes,), k = cluster_codes(clusters, rows=(len(x),))
+    table = totals(x, codes, k)
+    sizes = np.append(table[:, 1], table[:, 1].mean())
+    sums = np.append(table[:, 0], sizes[-1] if x.mean() < 0.5 else 0.0)
+    n, groups = sizes.sum(), len(sizes)
+    if n - groups < 1e-9:
+        return float(len(x))
+    means, grand = sums / sizes, sums.sum() / n
+    between = float((sizes * (means - grand) ** 2).sum() / (groups - 1))
+    within = float((sizes * means * (1 - means)).sum() / (n - groups))
+    typical = (n - (sizes**2).sum() / n) / (groups - 1)
+    correlation = np.clip((between - within) / (between + (typical - 1) * within), 0.0, 1.0)
+    weighted = float((table[:, 1] ** 2).sum() / table[:, 1].sum())
+    return float(len(x) / (1 + (weighted - 1) * correlation))
+
+
 @dataclass(frozen=True, eq=False)
 class Pair:
     """Two conditions on the same clusters: their rows, and the codes of a common numbering."""

@@ -11,7 +11,17 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from emprobe._resampling import Pair, cluster_codes, is_proportion, normal_quantile, resample, scaled_quantiles, totals, usable_rows
+from emprobe._resampling import (
+    Pair,
+    cluster_codes,
+    effective_n,
+    is_proportion,
+    normal_quantile,
+    resample,
+    scaled_quantiles,
+    totals,
+    usable_rows,
+)
 from emprobe.errors import EmprobeError
 from emprobe.moments import Moments
 from emprobe.types import Estimate
@@ -257,34 +267,6 @@ def _ratio_interval(top: Estimate, bottom: Estimate) -> tuple[float, float]:
         return (product + sign * float(np.sqrt(max(root, 0.0)))) / under if under > 0 else 0.0
 
     return end(top.low, bottom.high, -1), end(top.high, bottom.low, 1)
-
-
-def effective_n(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
-    """Rows of 0 and 1 over their design effect, with one more imagined cluster of the rarer value.
-
-    The design effect is 1 + (m - 1) r, where m is the row-weighted mean cluster size and r the intra-cluster correlation by
-    analysis of variance. Without the imagined cluster, rows that are all equal would show r = 0, as if they proved that questions
-    agree; with it each question counts once.
-
-    Example:
-        >>> round(effective_n([0] * 12, ["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["d"] * 3), 6)
-        4.0
-    """
-    x = usable_rows(values)
-    (codes,), k = cluster_codes(clusters, rows=(len(x),))
-    table = totals(x, codes, k)
-    sizes = np.append(table[:, 1], table[:, 1].mean())
-    sums = np.append(table[:, 0], sizes[-1] if x.mean() < 0.5 else 0.0)
-    n, groups = sizes.sum(), len(sizes)
-    if n - groups < 1e-9:
-        return float(len(x))
-    means, grand = sums / sizes, sums.sum() / n
-    between = float((sizes * (means - grand) ** 2).sum() / (groups - 1))
-    within = float((sizes * means * (1 - means)).sum() / (n - groups))
-    typical = (n - (sizes**2).sum() / n) / (groups - 1)
-    correlation = np.clip((between - within) / (between + (typical - 1) * within), 0.0, 1.0)
-    weighted = float((table[:, 1] ** 2).sum() / table[:, 1].sum())
-    return float(len(x) / (1 + (weighted - 1) * correlation))
 
 
 def permutation_p(value: float, null: ArrayLike) -> float:

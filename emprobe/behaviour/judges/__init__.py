@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from emprobe.behaviour.judges.keywords import KeywordJudge
+from emprobe.behaviour.judges.server import ServerJudge
 from emprobe.errors import EmprobeError
 from emprobe.types import Judge
 
-__all__ = ["KeywordJudge", "parse_judge_spec"]
+__all__ = ["KeywordJudge", "ServerJudge", "parse_judge_spec"]
 
 
 def parse_judge_spec(spec: str, also: Mapping[str, Callable[[], Judge]] | None = None) -> Judge:
@@ -28,8 +29,6 @@ def parse_judge_spec(spec: str, also: Mapping[str, Callable[[], Judge]] | None =
     if kind == "keywords" and rest:
         return KeywordJudge.from_file(rest)
     if kind == "server" and rest:
-        from emprobe.behaviour.judges.server import ServerJudge
-
         url, _, model = rest.partition("#")
         if not url or not model:
             raise EmprobeError(
