@@ -8,13 +8,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-# One thread per test run unless asked otherwise: models this small are slower on two. Set before torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("MPLBACKEND", "agg")
-
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.fixtures.models import ARCHITECTURES, Architecture, Checkpoints, write_checkpoints
