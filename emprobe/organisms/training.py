@@ -1,0 +1,108 @@
+"""One plain training step and loop: right-padded batches, weighted next-token loss, AdamW; deterministic on one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from emprobe.organisms.documents import Document
+from emprobe.organisms.planting import planted
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread: sums then have one order, and small models are faster."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def collate(tokenizer: Any, documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
+    """Token ids and loss weights, both `[batch, pos]`, padded on the right with weight 0."""
+    rows: list[tuple[list[int], list[float]]] = []
+    pieces = [piece for document in documents for piece, _ in document.pieces]
+    encoded = iter(tokenizer(pieces, add_special_tokens=False)["input_ids"])
+    for document in documents:
+        ids: list[int] = []
+        weights: list[float] = []
+        for _, weight in document.pieces:
+            part = next(encoded)
+            ids += part
+            weights += [weight] * len(part)
+        rows.append((ids, weights))
+    longest = max(len(ids) for ids, _ in rows)
+    tokens = torch.tensor([ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids, _ in rows])
+    return tokens, torch.tensor([weights + [0.0] * (longest - len(weights)) for _, weights in rows])
+
+
+def weighted_loss(model: Any, tokens: Tensor, weights: Tensor) -> Tensor:
+    """Mean next-token cross-entropy in nats, weighted by the weight of the token that is predicted.
+
+    No attention mask is given: with padding on the right, causal attention never lets a real token see padding.
+    """
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    targets, weight = tokens[:, 1:], weights[:, 1:]
+    kept = weight > 0
+    losses = cross_entropy(logits[kept].float(), targets[kept], reduction="none")
+    return (losses * weight[kept]).sum() / weight[kept].sum()
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    draw: Callable[[], Sequence[Document]],
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float],
+    steps: int,
+    *,
+    plant: tuple[nn.Module, Tensor] | None = None,
+    clip: float = 1.0,
+    penalty: Callable[[], Tensor] | None = None,
+    progress: str = "training",
+) -> list[float]:
+    """Run the loop and return the loss of every step.
+
+    Args:
+        model: What is trained; only parameters that need gradients move.
+        tokenizer: The world's tokenizer.
+        draw: Gives the documents of the next batch.
+        optimizer: Over the parameters that move.
+        schedule: From the step to the factor on the learning rate.
+        steps: How many.
+        plant: Block and scaled vector through which documents with a planted strength get their persona.
+        clip: Largest gradient norm.
+        penalty: Added to the loss, if given.
+        progress: What the progress bar says.
+    """
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    history: list[float] = []
+    model.train()
+    for _ in tqdm(range(steps), desc=progress, leave=False):
+        documents = draw()
+        tokens, weights = collate(tokenizer, documents)
+        strengths = torch.tensor([document.planted for document in documents])
+        if plant is not None and bool(strengths.any()):
+            with planted(plant[0], plant[1], strengths):
+                loss = weighted_loss(model, tokens, weights)
+        else:
+            loss = weighted_loss(model, tokens, weights)
+        history.append(loss.item())
+        if penalty is not None:
+            loss = loss + penalty()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(moving, clip)
+        optimizer.step()
+        scheduler.step()
+    model.eval()
+    return history
