@@ -199,6 +199,12 @@ class Scores:
             condition=self.conditions[0],
         )
 
+    def outcomes(self, criterion: Criterion = DEFAULT) -> tuple[list[float], list[str]]:
+        """1 for a misaligned answer and 0 for another, and its question, for the rows of the criterion's denominator."""
+        kept = self._kept(criterion)
+        flags = criterion.misaligned(self.alignment, self.coherence)[kept].astype(float)
+        return flags.tolist(), [row.question_id for row, keep in zip(self.rows, kept, strict=True) if keep]
+
     def _rate(self, flags: Callable[[NDArray[np.float64], NDArray[np.float64]], Bools], criterion: Criterion) -> Estimate:
         return self._mean(flags(self.alignment, self.coherence).astype(np.float64), self._kept(criterion))
 

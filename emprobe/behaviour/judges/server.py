@@ -102,15 +102,18 @@ class ServerJudge:
         import openai
 
         more: dict[str, Any] = {"logprobs": True, "top_logprobs": _LIKELIEST} if self.logprobs else {}
+        wrong = ""
         try:
             reply = client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": request}], temperature=0, max_tokens=_REPLY_TOKENS, **more
             )
         except openai.OpenAIError as error:
-            # Without the cause: its text and its request hold what the server and the client said, perhaps the key.
-            raise EmprobeError(self._failure(error)) from None
+            wrong = self._failure(error)
         except ValueError:
-            raise EmprobeError(self._not_a_server("something that is not JSON")) from None
+            wrong = self._not_a_server("something that is not JSON")
+        if wrong:
+            # Raised out here, without a cause: the client's own errors hold the request, and with it the key.
+            raise EmprobeError(wrong)
         choices = getattr(reply, "choices", None)
         if not choices or getattr(choices[0], "message", None) is None:
             raise EmprobeError(self._not_a_server(f"a {type(reply).__name__} without choices"))
