@@ -25,6 +25,7 @@ def fit_direction(
     layer: int,
     contrast: str = "tuned-base",
     labels: Sequence[bool] | None = None,
+    reference: Activations | None = None,
     estimator: Any = None,
     seed: int = 0,
 ) -> Direction:
@@ -35,6 +36,7 @@ def fit_direction(
         layer: 0-based block; must have been captured.
         contrast: `tuned-base` (same tokens through both checkpoints), or a name for what `labels` separates.
         labels: One truth value per row; the direction points from the False to the True rows.
+        reference: Whose residual norm and mean the direction is measured against; default the pair's base, or `acts` itself.
         estimator: A linear scikit-learn estimator with `coef_`; default `MeanDifference()`.
         seed: Draws the halves of the split-half cosine (by question).
 
@@ -44,7 +46,8 @@ def fit_direction(
     Source:
         Convergent directions (arXiv 2506.11618) for the difference of means; persona vectors (arXiv 2507.21509) for tuned - base.
     """
-    X, y, groups, reference = _design(acts, layer, labels)
+    X, y, groups, own = _design(acts, layer, labels)
+    reference = reference or own
     chosen = MeanDifference() if estimator is None else estimator
     coefficients = _coefficients(chosen, X, y)
     norm = float(np.linalg.norm(coefficients))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -134,17 +135,24 @@ def _local_directory(path: str, revision: str | None) -> Path:
         raise EmprobeError(f"Checkpoint {path!r} is a file. Give the directory that holds config.json and the weights.")
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise EmprobeError(f"Checkpoint {path!r} was asked for, but there is no such directory. Check the path.")
+    why = ""
     for name in ("config.json", "adapter_config.json"):
         try:
-            found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+            found = cached_file(path, name, revision=revision)
         except (OSError, ValueError) as error:
-            raise EmprobeError(
-                f"Checkpoint {path!r} is no directory here, and as a hub id it could not be read: {str(error).splitlines()[0]} "
-                "Check the spelling, the network, or your access token."
-            ) from error
-        if found:
-            return Path(found).parent
-    raise EmprobeError(f"Hub repository {path!r} has neither config.json nor adapter_config.json, so it is no checkpoint.")
+            why = why or str(error).strip().splitlines()[0]
+        else:
+            return Path(str(found)).parent
+    raise EmprobeError(
+        f"Checkpoint {path!r} is no directory here, and as a hub id it could not be read: {why} "
+        "Check the spelling, the network, or your access token."
+    )
+
+
+def _show_bars(shown: bool) -> None:
+    """Turn transformers' own progress bars on or off; ours speak of the run, theirs of shards."""
+    logs: Any = transformers.logging
+    logs.enable_progress_bar() if shown else logs.disable_progress_bar()
 
 
 def _load_weights(path: str, directory: Path, revision: str | None, options: dict[str, Any]) -> Any:
@@ -156,7 +164,7 @@ def _load_weights(path: str, directory: Path, revision: str | None, options: dic
     # The reader of a missing weight would otherwise get freshly drawn ones and a warning in the log.
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.ERROR)
-    transformers.logging.disable_progress_bar()
+    _show_bars(False)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -166,8 +174,7 @@ def _load_weights(path: str, directory: Path, revision: str | None, options: dic
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
+        _show_bars(bars)
     model, info = loaded
     bad = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if bad:
@@ -211,7 +218,10 @@ def _attach(model: Any, adapter: str, base: str, directory: Path, base_directory
     _check_adapter_base(adapter, base, directory, base_directory)
     try:
         PeftConfig.from_pretrained(str(directory))
-        peft_model: Any = PeftModel.from_pretrained(model, str(directory), is_trainable=False)
+        with warnings.catch_warnings():
+            # PEFT asks transformers by a name that transformers means to drop: nothing a user can act on.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            peft_model: Any = PeftModel.from_pretrained(model, str(directory), is_trainable=False)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise MismatchError(
             f"Adapter {adapter!r} does not fit the base {base!r}: {str(error).strip().splitlines()[0]} "

@@ -1,0 +1,88 @@
+"""A result as a plain-text table, as the command line prints it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+NAMES = {
+    "base": "base",
+    "tuned": "tuned",
+    "steered": "base + direction",
+    "ablated": "tuned, direction ablated",
+    "random_added": "base + random direction",
+    "random_ablated": "tuned, random ablated",
+    "other_cell_ablated": "tuned, other's ablated",
+}
+
+
+def percent(estimate: Mapping[str, Any] | None) -> str:
+    """Value and interval in percent.
+
+    >>> percent({"value": 0.5, "low": 0.25, "high": 0.75})
+    ' 50.0 % [25.0, 75.0]'
+    """
+    return "-" if estimate is None else f"{100 * estimate['value']:5.1f} % [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The panel, what was chosen, the other fine-tunes, examples and the verdict, in 100 columns."""
+    return "\n".join([*_head(result), "", *panel_lines(result), "", *_others(result), *_verdict(result)])
+
+
+def _head(result: Mapping[str, Any]) -> list[str]:
+    d, asked = result["direction"], result["questions"]
+    sure = "unknown" if d["split_half"] is None else f"{d['split_half']:.3f}"
+    to = d["ablation"]["to"].replace("_", "'s ")
+    return [
+        f"direction   {d['contrast']}, {d['site']}[{d['layer']}], read at {d['positions']}, split-half cosine {sure} (n = {d['n']})",
+        f"dose        {d['coefficient']:g} mean residual norms = {d['coefficient_raw']:.2f} raw = {d['coefficient_abs']:.2f} absolute",
+        f"ablation    layer(s) {', '.join(map(str, d['ablation']['layers']))}, to {to}",
+        f"questions   {asked['fit']} to fit, {asked['dev']} to choose, {asked['test']} to test; judge {result['judge']}",
+        f"criterion   {result['criterion']}; intervals 95 %, clustered by question",
+    ]
+
+
+def panel_lines(result: Mapping[str, Any]) -> list[str]:
+    """One line per condition of the panel."""
+    lines = [f"{'condition':<26}{'misaligned':<24}{'coherent':<25}{'n':>6}{'missing':>9}"]
+    for name, shown in NAMES.items():
+        found = result["panel"][name]
+        if found is None:
+            lines.append(f"{shown:<26}not measured: no other fine-tune was given")
+            continue
+        missing = sum(c for status, c in found["counts"].items() if status != "ok") if "counts" in found else None
+        lines.append(
+            f"{shown:<26}{percent(found['misaligned']):<24}{percent(found['coherent']):<25}{found['misaligned']['n']:>6}"
+            f"{'' if missing is None else missing:>9}"
+        )
+        if found.get("p95") is not None:
+            lines.append(f"{'':<26}95th percentile of {len(found['draws'])} draws: {100 * found['p95']:.1f} % ({found['p95_of']})")
+    return lines
+
+
+def _others(result: Mapping[str, Any]) -> Iterator[str]:
+    if not result["convergence"]:
+        return
+    layer = str(result["direction"]["layer"])
+    yield f"{'other fine-tune':<26}{'cosine at layer ' + layer:<24}{'removes, ablated here':<25}"
+    for other in result["convergence"]:
+        cosine = other["cosine"].get(layer)
+        shown = "-" if cosine is None else f"{cosine:+.3f} (random: {other['cosine_null_p95']:.2f})"
+        yield f"{other['name']:<26}{shown:<24}{percent(other['removed']):<25}{other['not_ablated_because'] or ''}"
+    yield ""
+
+
+def _verdict(result: Mapping[str, Any]) -> list[str]:
+    return textwrap.wrap(result["verdict"]["words"], width=100)
+
+
+def example_lines(result: Mapping[str, Any]) -> list[str]:
+    """Answers side by side, wrapped."""
+    lines = []
+    for example in result["examples"]:
+        lines.append(f"Q  {example['prompt']}")
+        for name in ("base", "tuned", "steered", "ablated"):
+            lines += textwrap.wrap(example[name]["text"] or "(empty)", 100, initial_indent=f"   {name:<9}", subsequent_indent=" " * 12)
+    return lines

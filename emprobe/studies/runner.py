@@ -1,0 +1,128 @@
+"""Run one condition (a checkpoint, perhaps steered, answering questions) and keep what came of it on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from emprobe.behaviour.evaluation import evaluate
+from emprobe.behaviour.sampling import generate
+from emprobe.behaviour.scores import Scores
+from emprobe.files import content_hash, read_json, write_json
+from emprobe.interventions import Operator, intervene
+from emprobe.models.load import Checkpoint
+from emprobe.types import Conversation, Judge
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Judged answers of one condition and, if it was steered, the receipt (one entry per operator and layer)."""
+
+    scores: Scores
+    receipt: list[dict[str, Any]] | None
+
+
+@dataclass
+class Runner:
+    """Runs conditions; a condition that was finished before is read back instead of run again.
+
+    The key of a condition is the content of everything its answers depend on, so a changed plan, question, seed or judge
+    is another condition, and a run that was killed goes on where it stopped.
+
+    Args:
+        judge: Scores the answers.
+        judge_id: What the judge's verdicts depend on, for the key.
+        folder: Where finished conditions are kept.
+        seed: Of the sampling; with `temperature`, `max_new_tokens` (limit of an answer) and `token_budget` (of a batch).
+        bar: Moves by one per condition.
+        known: Conditions of this process.
+    """
+
+    judge: Judge
+    judge_id: str
+    folder: Path
+    seed: int
+    temperature: float
+    max_new_tokens: int
+    token_budget: int
+    bar: tqdm[Any]
+    known: dict[str, Outcome] = field(default_factory=dict)
+
+    def run(
+        self, condition: str, checkpoint: Checkpoint, questions: Sequence[Conversation], samples: int, operators: Sequence[Operator] = ()
+    ) -> Outcome:
+        """Answers of a checkpoint under these operators, judged."""
+        self.bar.set_postfix_str(condition, refresh=False)
+        key = self._key(condition, checkpoint, questions, samples, operators)
+        if key not in self.known:
+            self.known[key] = self._read(key) or self._make(key, condition, checkpoint, questions, samples, operators)
+        self.bar.update(1)
+        return self.known[key]
+
+    def _key(
+        self, condition: str, checkpoint: Checkpoint, questions: Sequence[Conversation], samples: int, operators: Sequence[Operator]
+    ) -> str:
+        return content_hash(
+            {
+                "condition": condition,
+                "checkpoint": [checkpoint.fingerprint, checkpoint.adapter],
+                "questions": [[q.question_id, [m.as_dict() for m in q.messages]] for q in questions],
+                "operators": [describe(operator) for operator in operators],
+                "sampling": [samples, self.seed, self.temperature, self.max_new_tokens],
+                "judge": self.judge_id,
+            }
+        )
+
+    def _read(self, key: str) -> Outcome | None:
+        # The receipt is written last: where it is, the scores are whole.
+        receipt = self.folder / f"{key}.json"
+        return Outcome(Scores.load(self.folder / f"{key}.parquet"), read_json(receipt)["receipt"]) if receipt.is_file() else None
+
+    def _make(
+        self,
+        key: str,
+        condition: str,
+        checkpoint: Checkpoint,
+        questions: Sequence[Conversation],
+        samples: int,
+        operators: Sequence[Operator],
+    ) -> Outcome:
+        block = intervene(checkpoint, *operators) if operators else nullcontext()
+        with block as receipt:
+            answers = generate(
+                checkpoint,
+                questions,
+                samples=samples,
+                seed=self.seed,
+                temperature=self.temperature,
+                max_new_tokens=self.max_new_tokens,
+                token_budget=self.token_budget,
+                progress=False,
+            )
+        outcome = Outcome(evaluate(answers, self.judge, condition), receipt.as_dict() if receipt else None)
+        outcome.scores.save(self.folder / f"{key}.parquet")
+        write_json(self.folder / f"{key}.json", {"condition": condition, "receipt": outcome.receipt})
+        return outcome
+
+
+def describe(operator: Operator) -> list[dict[str, Any]]:
+    """What an operator does, as plain values: its vectors by hash, its amounts by number."""
+    return [
+        {
+            "label": edit.label,
+            "layer": edit.layer,
+            "site": edit.site,
+            "kind": edit.kind,
+            "amount": edit.amount,
+            "strength": edit.strength,
+            "where": str(edit.where),
+            "vector": hashlib.sha256(edit.vector.double().numpy().tobytes()).hexdigest()[:16],
+        }
+        for edit in operator.edits()
+    ]

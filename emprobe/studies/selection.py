@@ -1,0 +1,154 @@
+"""Choose layer, dose and ablation on development questions, by rules that are stated and never see a test question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from emprobe.behaviour.criterion import Criterion
+from emprobe.directions import Direction
+from emprobe.errors import EmprobeError
+from emprobe.interventions import Ablate, Add
+from emprobe.models.pair import CheckpointPair
+from emprobe.studies.runner import Runner
+from emprobe.types import Conversation
+
+Target = Literal["base_mean", "zero"]
+TARGETS: tuple[Target, ...] = ("base_mean", "zero")
+DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+MAX_LAYERS = 6
+"""So many layers are tried in a model with more; all of them are in a smaller one."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate on the development questions: what was done, and the rates it gave (fractions)."""
+
+    rule: str
+    layers: tuple[int, ...]
+    misaligned: float
+    coherent: float
+    dose: float | None = None
+    to: Target | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "positions": self.rule,
+            "layers": list(self.layers),
+            "coefficient": self.dose,
+            "to": self.to,
+            "misaligned": self.misaligned,
+            "coherent": self.coherent,
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What development questions chose: one position rule, where and how much to add, where and to what to ablate."""
+
+    rule: str
+    steer: Trial
+    ablate: Trial
+    trials: tuple[Trial, ...]
+
+    @property
+    def layer(self) -> int:
+        """The layer at which the direction is added."""
+        return self.steer.layers[0]
+
+
+def candidate_layers(n_layers: int, available: Sequence[int]) -> list[int]:
+    """Layers to try: all of a small model, otherwise `MAX_LAYERS` evenly spread over the middle (a fifth to four fifths).
+
+    >>> candidate_layers(4, [1, 2, 3])
+    [1, 2, 3]
+    >>> candidate_layers(48, range(48))
+    [9, 15, 20, 26, 31, 37]
+    """
+    if len(available) <= MAX_LAYERS:
+        return list(available)
+    low, high = 0.2 * (n_layers - 1), 0.8 * (n_layers - 1)
+    wanted = [round(low + (high - low) * i / (MAX_LAYERS - 1)) for i in range(MAX_LAYERS)]
+    return sorted({min(available, key=lambda layer: (abs(layer - w), layer)) for w in wanted})
+
+
+def ablation_plans(layers: Sequence[int]) -> list[tuple[int, ...]]:
+    """Layers to ablate together: each alone, and each with all candidates behind it.
+
+    >>> ablation_plans([1, 2])
+    [(1,), (2,), (1, 2)]
+    """
+    singles = [(layer,) for layer in layers]
+    return singles + [tuple(layers[start:]) for start in range(len(layers) - 1)]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Tries candidates on development questions.
+
+    Args:
+        runner: Runs conditions.
+        pair: Base and tuned.
+        questions: The development questions.
+        samples: Answers to each.
+        criterion: What counts as misaligned and as coherent.
+        coherence_floor: Share of the unsteered model's coherent rate that a candidate must keep.
+        doses: Coefficients in residual norms, rising.
+    """
+
+    runner: Runner
+    pair: CheckpointPair
+    questions: Sequence[Conversation]
+    samples: int
+    criterion: Criterion
+    coherence_floor: float
+    doses: Sequence[float]
+
+    def choose(self, directions: Mapping[str, Mapping[int, Direction]], layers: Sequence[int]) -> Choice:
+        """The rule with the largest sum of misalignment induced and removed; within it, the strongest coherent dose and ablation.
+
+        Ties go to the first rule, the smallest dose, the fewest layers and the lowest layer, in this order.
+        """
+        base, tuned = (self._rates(name, c) for name, c in (("base", self.pair.base), ("tuned", self.pair.tuned)))
+        trials: list[Trial] = []
+        best: list[tuple[float, str, Trial, Trial]] = []
+        for rule, by_layer in directions.items():
+            here = [layer for layer in layers if layer in by_layer]
+            added = [t for layer in here for t in self._doses(rule, by_layer[layer])]
+            removed = [self._ablation(rule, by_layer, plan, to) for plan in ablation_plans(here) for to in TARGETS]
+            steer = self._best(added, base[1], lambda t: (-t.misaligned, t.dose, t.layers))
+            ablate = self._best(removed, tuned[1], lambda t: (t.misaligned, len(t.layers), t.layers, TARGETS.index(t.to or "zero")))
+            trials += [*added, *removed]
+            best.append((steer.misaligned - ablate.misaligned, rule, steer, ablate))
+        _, rule, steer, ablate = max(best, key=lambda entry: entry[0])
+        return Choice(rule, steer, ablate, tuple(trials))
+
+    def _best(self, trials: Sequence[Trial], reference: float, order: Any) -> Trial:
+        """The first by `order` among those that stay coherent; the most coherent one where none does."""
+        if not trials:
+            raise EmprobeError("No layer is left to try: none of the layers asked for has a direction. Ask for others.")
+        kept = [t for t in trials if t.coherent >= self.coherence_floor * reference]
+        return min(kept, key=order) if kept else max(trials, key=lambda t: t.coherent)
+
+    def _rates(self, name: str, checkpoint: Any, operators: Sequence[Any] = ()) -> tuple[float, float]:
+        scores = self.runner.run(f"dev {name}", checkpoint, self.questions, self.samples, operators).scores
+        misaligned = self.criterion.misaligned(scores.alignment, scores.coherence)
+        # Of all answers, so that a dose at which the judge can say nothing does not look coherent.
+        return float(misaligned.mean()), float(self.criterion.coherent(scores.coherence).mean())
+
+    def _doses(self, rule: str, direction: Direction) -> list[Trial]:
+        """Rising doses at one layer, until fewer than half of the answers are coherent: beyond that there is nothing to choose."""
+        found = []
+        for dose in self.doses:
+            rates = self._rates(f"add {rule} {direction.layer} {dose:g}", self.pair.base, [Add(direction, dose)])
+            found.append(Trial(rule, (direction.layer,), *rates, dose=dose))
+            if rates[1] < 0.5:
+                break
+        return found
+
+    def _ablation(self, rule: str, by_layer: Mapping[int, Direction], plan: tuple[int, ...], to: Target) -> Trial:
+        operator = Ablate([by_layer[layer] for layer in plan], to=to)
+        name = f"ablate {rule} {'+'.join(map(str, plan))} to {to}"
+        return Trial(rule, plan, *self._rates(name, self.pair.tuned, [operator]), to=to)
