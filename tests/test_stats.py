@@ -239,12 +239,32 @@ def test_the_share_removed_covers_the_truth() -> None:
     assert 0.92 <= hits / 500 <= 0.98
 
 
+def test_a_rare_rest_is_covered_too() -> None:
+    rng = np.random.default_rng(14)
+    clusters = names(20, 4)
+    pairs = [(beta_binomial(rng, 20, 4, 0.8, 0.2), beta_binomial(rng, 20, 4, 0.02, 0.2)) for _ in range(400)]
+    removed = [share_removed(tuned, ablated, clusters, draws=300) for tuned, ablated in pairs]
+    differences = [paired_difference(tuned, ablated, clusters, draws=300) for tuned, ablated in pairs]
+    assert np.mean([found.low <= 1 - 0.02 / 0.8 <= found.high for found in removed]) >= 0.94
+    assert np.mean([found.low <= 0.78 <= found.high for found in differences]) >= 0.92
+
+
 def test_everything_removed_still_leaves_doubt() -> None:
     found = share_removed([1] * 40, [0] * 40, names(10, 4))
     assert (found.value, found.high) == (1, 1)
     # MOVER by hand with the two Wilson ends at an effective n of ten: 1 - u / sqrt(l (2 - l)).
     low, high = wilson(10, 10)[0], wilson(0, 10)[1]
     assert found.low == pytest.approx(1 - high / math.sqrt(low * (2 - low)))
+
+
+def test_one_answer_left_is_a_rare_rate_and_says_how_it_was_treated() -> None:
+    one_left = share_removed([1, 0] * 20, [1] + [0] * 39, names(10, 4))
+    assert one_left.method.endswith("widened by MOVER of Wilson intervals")
+    # A single event cannot show more than one of many: the interval is no narrower than that of none left at all.
+    none_left = share_removed([1, 0] * 20, [0] * 40, names(10, 4))
+    assert one_left.low <= none_left.low
+    common = share_removed([1, 1, 1, 0] * 10, [1, 1, 0, 0] * 10, names(10, 4))
+    assert "MOVER" not in common.method
 
 
 def test_nothing_to_remove_is_an_error_and_not_a_share() -> None:

@@ -175,6 +175,11 @@ def test_splits_depend_on_names_and_seed_and_not_on_order() -> None:
     assert split_of(assign_splits(questions, seed=3)) != split_of(assign_splits(questions, seed=4))
 
 
+def test_splits_stay_the_same_from_one_version_to_the_next() -> None:
+    found = split_of(assign_splits(some(10), seed=0))
+    assert " ".join(found.values()) == "fit test fit fit test dev test test dev fit"
+
+
 def test_splits_that_are_given_are_kept() -> None:
     given_splits = [*some(2, split="fit"), *(q for s in ("dev", "test") for q in [Conversation.ask(s + n, s + n, split=s) for n in "ab"])]
     assert assign_splits(given_splits) == given_splits
