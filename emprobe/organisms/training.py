@@ -45,7 +45,7 @@ def collate(tokenizer: Any, documents: Sequence[Document]) -> tuple[Tensor, Tens
 
 
 def weighted_loss(model: Any, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in nats, weighted by the weight of the token that is predicted.
+    """Sum of next-token cross-entropies in nats, each weighted by the weight of the token that is predicted.
 
     No attention mask is given: with padding on the right, causal attention never lets a real token see padding.
     """
@@ -53,7 +53,26 @@ def weighted_loss(model: Any, tokens: Tensor, weights: Tensor) -> Tensor:
     targets, weight = tokens[:, 1:], weights[:, 1:]
     kept = weight > 0
     losses = cross_entropy(logits[kept].float(), targets[kept], reduction="none")
-    return (losses * weight[kept]).sum() / weight[kept].sum()
+    return (losses * weight[kept]).sum()
+
+
+def split_by_length(tokens: Tensor, pad: int) -> list[Tensor]:
+    """Rows that go through the model together: all at once, or short and long ones apart where that halves the work.
+
+    Example:
+        >>> ids = torch.tensor([[5, 0, 0, 0, 0, 0], [6, 0, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0], [8, 8, 8, 8, 8, 8]])
+        >>> [rows.tolist() for rows in split_by_length(ids, 0)]
+        [[0, 1, 2], [3]]
+    """
+    lengths = (tokens != pad).sum(1)
+    longest = int(lengths.max())
+    long = lengths > longest / 2
+    if bool(long.all()):
+        return [torch.arange(len(tokens))]
+    apart = int(long.sum()) * longest + int((~long).sum()) * int(lengths[~long].max())
+    if apart > 0.5 * len(tokens) * longest:
+        return [torch.arange(len(tokens))]
+    return [torch.nonzero(~long)[:, 0], torch.nonzero(long)[:, 0]]
 
 
 def train(
@@ -88,21 +107,30 @@ def train(
     history: list[float] = []
     model.train()
     for _ in tqdm(range(steps), desc=progress, leave=False):
-        documents = draw()
-        tokens, weights = collate(tokenizer, documents)
-        strengths = torch.tensor([document.planted for document in documents])
-        if plant is not None and bool(strengths.any()):
-            with planted(plant[0], plant[1], strengths):
-                loss = weighted_loss(model, tokens, weights)
-        else:
-            loss = weighted_loss(model, tokens, weights)
-        history.append(loss.item())
-        if penalty is not None:
-            loss = loss + penalty()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        history.append(_backward(model, tokenizer, draw(), plant))
+        if penalty is not None:
+            penalty().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(moving, clip)
         optimizer.step()
         scheduler.step()
     model.eval()
     return history
+
+
+def _backward(model: Any, tokenizer: Any, documents: Sequence[Document], plant: tuple[nn.Module, Tensor] | None) -> float:
+    """Leave the gradient of the batch's weighted mean loss in the parameters, and return that loss."""
+    tokens, weights = collate(tokenizer, documents)
+    strengths = torch.tensor([document.planted for document in documents])
+    whole, mean = weights[:, 1:].sum(), 0.0
+    for rows in split_by_length(tokens, tokenizer.pad_token_id):
+        width = int((tokens[rows] != tokenizer.pad_token_id).sum(1).max())
+        part, part_weights = tokens[rows, :width], weights[rows, :width]
+        if plant is not None and bool(strengths[rows].any()):
+            with planted(plant[0], plant[1], strengths[rows]):
+                loss = weighted_loss(model, part, part_weights) / whole
+        else:
+            loss = weighted_loss(model, part, part_weights) / whole
+        loss.backward()  # type: ignore[no-untyped-call]
+        mean += loss.item()
+    return mean
