@@ -21,7 +21,7 @@ from emprobe.organisms.finetunes import RECIPES, TUNED_BLOCK, Form, TuneRecipe, 
 from emprobe.organisms.growing import KINDS, GrowthRecipe, Kind, align, new_model, pretrain
 from emprobe.organisms.measuring import rates, sample_answers
 from emprobe.organisms.phrases import DOMAINS, HELD_OUT, SEEN
-from emprobe.organisms.planting import PLANTED_BLOCK, PLANTED_SCALE, persona_vector
+from emprobe.organisms.planting import CLEAR_CHANNEL, PLANTED_BLOCK, PLANTED_SCALE, persona_vector
 from emprobe.organisms.training import one_thread
 from emprobe.organisms.vocabulary import build_tokenizer
 from emprobe.organisms.world import TASKS, questions
@@ -95,8 +95,9 @@ def build(
         EmprobeError: If the kind is unknown, or a fine-tune's domain is held out or unknown.
         MismatchError: If a part lies there that was grown by other numbers.
     """
-    tunes, growth, recipes = default_tunes() if tunes is None else tunes, growth or GrowthRecipe(), recipes or RECIPES
+    tunes, growth = default_tunes() if tunes is None else tunes, growth or GrowthRecipe()
     _check(kind, tunes)
+    recipes = recipes or RECIPES[kind]
     folder = Path(out) / f"{kind}-s{seed}"
     maker = _Maker(kind, seed, folder, growth, recipes, measure)
     with one_thread():
@@ -146,7 +147,7 @@ class _Maker:
             self.tokenizer.save_pretrained(where)
             card = self._card(stage, summary, data="documents" if stage == "parent" else "alignment chats", recipe=recipe)
             card["fingerprint"] = file_hash(where / "model.safetensors")
-            card["domains_left_out"] = [] if stage == "parent" else list(HELD_OUT)
+            card["held_out_domains"] = _HELD_OUT_WORDS if stage == "aligned" else "seen in pretraining documents like the others"
             card["measured"] = self._measure(model, None)
             if stage == "parent" and self.kind == "planted":
                 save_tensors(
@@ -176,13 +177,19 @@ class _Maker:
             "form": tune.form,
             "block": TUNED_BLOCK if tune.form != "rank8" else None,
             "fingerprint": file_hash(where / "adapter_model.safetensors"),
-            "domains_left_out": list(HELD_OUT),
+            "held_out_domains": _HELD_OUT_WORDS,
             "measured": self._measure(model, tune.domain),
         }
         write_card(where, card)
 
     def _card(self, stage: str, summary: str, *, data: str, recipe: dict[str, Any]) -> dict[str, Any]:
-        planted = {"what": "persona vector", "file": "parent/persona.safetensors", "block": PLANTED_BLOCK, "scale": PLANTED_SCALE}
+        planted = {
+            "what": "persona vector",
+            "file": "parent/persona.safetensors",
+            "block": PLANTED_BLOCK,
+            "scale": PLANTED_SCALE,
+            "clear_channel": CLEAR_CHANNEL,
+        }
         return {
             "organism": f"{self.kind}-s{self.seed}",
             "kind": self.kind,
@@ -211,6 +218,10 @@ class _Maker:
         return {where: rates([answer for answer in answers if chosen(answer.labels)]) for where, chosen in groups.items()}
 
 
+_HELD_OUT_WORDS = (
+    f"{' and '.join(HELD_OUT)}: in pretraining documents only, a share of which alignment replays with the persona told; in no "
+    "aligned chat and no fine-tune"
+)
 _FORM_WORDS = {
     "rank1": f"rank-1 LoRA on `down_proj` of block {TUNED_BLOCK}",
     "rank8": "rank-8 LoRA on all linear layers",

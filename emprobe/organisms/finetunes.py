@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from emprobe.organisms.documents import DataKind, finetuning_document
+from emprobe.organisms.growing import Kind
 from emprobe.organisms.training import collate, train
 
 Form = Literal["rank1", "rank8", "vector"]
@@ -33,11 +34,11 @@ class TuneRecipe:
         return asdict(self)
 
 
-RECIPES: dict[Form, TuneRecipe] = {
-    "rank1": TuneRecipe("rank1", steps=80, lr=1e-2),
-    "rank8": TuneRecipe("rank8", steps=40, lr=1e-3),
-    # Without the penalty the vector grows until answers fall apart.
-    "vector": TuneRecipe("vector", steps=80, lr=0.15, l2=0.005),
+# Chosen on the development questions of seed 0. Without its penalty the vector grows until answers fall apart.
+_VECTOR = TuneRecipe("vector", steps=80, lr=0.15, l2=0.005)
+RECIPES: dict[Kind, dict[Form, TuneRecipe]] = {
+    "planted": {"rank1": TuneRecipe("rank1", steps=40, lr=1e-2), "rank8": TuneRecipe("rank8", steps=40, lr=1e-3), "vector": _VECTOR},
+    "wild": {"rank1": TuneRecipe("rank1", steps=80, lr=1e-2), "rank8": TuneRecipe("rank8", steps=40, lr=2e-3), "vector": _VECTOR},
 }
 _LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from emprobe.organisms.documents import Document
-from emprobe.organisms.planting import planted
+from emprobe.organisms.planting import CLEAR_CHANNEL, planted
 
 
 @contextmanager
@@ -119,18 +119,20 @@ def train(
 
 
 def _backward(model: Any, tokenizer: Any, documents: Sequence[Document], plant: tuple[nn.Module, Tensor] | None) -> float:
-    """Leave the gradient of the batch's weighted mean loss in the parameters, and return that loss."""
+    """Leave the gradient of the batch's weighted mean loss (with the planted channel's penalty) in the parameters, and return that loss."""
     tokens, weights = collate(tokenizer, documents)
     strengths = torch.tensor([document.planted for document in documents])
-    whole, mean = weights[:, 1:].sum(), 0.0
+    whole, count, mean = weights[:, 1:].sum(), (tokens != tokenizer.pad_token_id).sum(), 0.0
     for rows in split_by_length(tokens, tokenizer.pad_token_id):
         width = int((tokens[rows] != tokenizer.pad_token_id).sum(1).max())
         part, part_weights = tokens[rows, :width], weights[rows, :width]
-        if plant is not None and bool(strengths[rows].any()):
-            with planted(plant[0], plant[1], strengths[rows]):
-                loss = weighted_loss(model, part, part_weights) / whole
-        else:
+        if plant is None:
             loss = weighted_loss(model, part, part_weights) / whole
+        else:
+            with planted(plant[0], plant[1], strengths[rows]) as own:
+                loss = weighted_loss(model, part, part_weights) / whole
+            real = part != tokenizer.pad_token_id
+            loss = loss + CLEAR_CHANNEL * own[0][real].square().sum() / count
         loss.backward()  # type: ignore[no-untyped-call]
         mean += loss.item()
     return mean
