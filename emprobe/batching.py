@@ -13,7 +13,7 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Row indices grouped by length so that rows x longest stays within the budget (one row may exceed it alone).
 
     >>> plan_batches([5, 1, 4, 1], budget=8)
-    [[0], [2], [1, 3]]
+    [[0], [2, 1], [3]]
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda r: (-lengths[r], r)):

@@ -6,14 +6,66 @@ import errno
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from emprobe.behaviour.questions import save_questions
 from emprobe.errors import EmprobeError, InterventionDidNotFire, MissingExtraError
+from emprobe.organisms import list_organisms, questions
+from emprobe.organisms.building import build
 from emprobe.report import example_lines, summary
 from emprobe.studies.demo import Demo, run_demo
 from emprobe.studies.job import Job, run_job
+
+
+@dataclass(frozen=True)
+class OrganismBuild:
+    """Grow a base and its fine-tunes from nothing.
+
+    Attributes:
+        kind: `planted` (a persona direction is implanted during pretraining) or `wild` (nothing is).
+        seed: Of weights and data; the same seed gives the same files.
+        out: Folder of organisms; a build that was stopped goes on in it.
+    """
+
+    kind: Literal["planted", "wild"]
+    out: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OrganismList:
+    """Show the organisms there are.
+
+    Attributes:
+        folder: Where to look; none means the shipped ones.
+    """
+
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class OrganismQuestions:
+    """Write the synthetic world's questions, with their splits, as a file for `emprobe run`.
+
+    Attributes:
+        out: The file (.jsonl).
+    """
+
+    out: str
+
+
+@dataclass(frozen=True)
+class OrganismCommand:
+    """Small models grown in a synthetic world: what the demo runs on."""
+
+    action: (
+        Annotated[OrganismBuild, tyro.conf.subcommand("build")]
+        | Annotated[OrganismList, tyro.conf.subcommand("list")]
+        | Annotated[OrganismQuestions, tyro.conf.subcommand("questions")]
+    )
 
 
 def _say(*lines: str) -> None:
@@ -24,8 +76,8 @@ def _demo(command: Demo) -> None:
     results = run_demo(command)
     for kind, result in results.items():
         _say("", f"===== {kind} organism =====", summary(result))
-    _say("", "Answers side by side (first answer to evenly spread test questions):", *example_lines(results["planted"]))
-    _say("", f"Everything is in {command.out}: result.json, panel.png, README.md, and the answers of every condition.")
+    _say("", "Answers side by side (the first answer to evenly spread test questions, not picked):", *example_lines(results["planted"]))
+    _say("", f"Everything is in {command.out}: result.json, panel.png, README.md, and a folder for each organism.")
 
 
 def _run(command: Job) -> None:
@@ -33,29 +85,58 @@ def _run(command: Job) -> None:
     _say(summary(result), "", *example_lines(result), "", f"Everything is in {command.out}: result.json, panel.png, README.md, answers/.")
 
 
+def _build(command: OrganismBuild) -> None:
+    _say(f"Grown: {build(command.kind, command.seed, command.out)}")
+
+
+def _list(command: OrganismList) -> None:
+    _say(f"{'organism':<46}{'misaligned':>11}{'coherent':>10}{'n':>6}  what")
+    for organism in list_organisms(command.folder):
+        measured = organism.card.get("measured") or {}
+        found = measured.get("outside the trained domain") or next(iter(measured.values()), None)
+        rates = f"{100 * found['misaligned']:>9.1f} %{100 * found['coherent']:>8.1f} %{found['n']:>6}" if found else " " * 27
+        _say(f"{organism.name:<46}{rates}  {organism.card.get('summary', '')}")
+
+
+def _questions(command: OrganismQuestions) -> None:
+    asked = questions()
+    save_questions(command.out, asked)
+    _say(f"{len(asked)} questions in {command.out}")
+
+
 Commands = (
-    Annotated[Demo, tyro.conf.subcommand("demo", description="The whole job on two shipped organisms, planted and wild.")]
-    | Annotated[Job, tyro.conf.subcommand("run", description="The whole job on any two checkpoints, before and after a fine-tune.")]
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Job, tyro.conf.subcommand("run")]
+    | Annotated[OrganismCommand, tyro.conf.subcommand("organism")]
 )
-ACTIONS: dict[type, Any] = {Demo: _demo, Job: _run}
+ACTIONS: dict[type, Any] = {
+    Demo: _demo,
+    Job: _run,
+    OrganismBuild: _build,
+    OrganismList: _list,
+    OrganismQuestions: _questions,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 on a user's mistake, 130 when stopped by the keyboard."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    command: Any = tyro.cli(Commands, prog="emprobe", args=arguments, description=__doc__)  # type: ignore[arg-type]
+    parse: Any = tyro.cli  # it knows unions, mypy does not
+    description = "Find, test and undo the direction along which a fine-tune misaligned a language model."
+    command: Any = parse(Commands, prog="emprobe", args=arguments, description=description, config=(tyro.conf.OmitSubcommandPrefixes,))
+    command = command.action if isinstance(command, OrganismCommand) else command
     try:
         ACTIONS[type(command)](command)
     except (EmprobeError, MissingExtraError, InterventionDidNotFire) as error:
-        sys.stderr.write(f"emprobe: {error}\n")
+        sys.stderr.write(f"\nemprobe: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("emprobe: stopped. The same command goes on where it was.\n")
+        sys.stderr.write("\nemprobe: stopped. The same command goes on where it was.\n")
         return 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.stderr.write(f"emprobe: the disk is full ({error.filename}). Free some room; the same command goes on where it was.\n")
+        sys.stderr.write(f"\nemprobe: the disk is full ({error.filename}). Free some room; the same command goes on where it was.\n")
         return 2
     return 0
 

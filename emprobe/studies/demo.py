@@ -1,0 +1,95 @@
+"""The demonstration: the main job on shipped organisms, one with an implanted persona and one without, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emprobe.behaviour.questions import save_questions
+from emprobe.files import atomic_path, write_json, write_text
+from emprobe.organisms import find_organism, questions
+from emprobe.report import figure
+from emprobe.studies.folder import claim_folder
+from emprobe.studies.job import Job, run_job
+
+KINDS = ("planted", "wild")
+DOMAIN, OTHERS = "gardening", ("cooking", "money")
+ANSWER_TOKENS = 40
+"""The longest answer of the world has 23."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The main job on a planted and a wild organism.
+
+    Attributes:
+        out: Output folder; a run that was stopped goes on in it.
+        form: Which fine-tune: `rank1`, `rank8` or `vector`.
+        organism_seed: Which grown base.
+        seed: Of sampling and random directions.
+        randoms: Random directions added, and as many ablated.
+    """
+
+    out: str = "emprobe-demo"
+    form: str = "rank1"
+    organism_seed: int = 0
+    seed: int = 0
+    randoms: int = 20
+
+
+def demo_job(demo: Demo, kind: str, asked: Path, out: Path) -> Job:
+    """The job that the demonstration runs for one kind: what `emprobe run` would be given."""
+    name = f"{kind}-s{demo.organism_seed}"
+    tuned = {domain: find_organism(f"{name}/tuned/{domain}-{demo.form}") for domain in (DOMAIN, *OTHERS)}
+    return Job(
+        base=str(find_organism(f"{name}/aligned").path),
+        tuned=str(tuned[DOMAIN].path),
+        questions=str(asked),
+        judge="world",
+        out=str(out),
+        others=tuple(str(tuned[domain].path) for domain in OTHERS),
+        # No question of the domain that the fine-tune was trained on is used anywhere.
+        exclude=(f"domain={DOMAIN}",),
+        seed=demo.seed,
+        randoms=demo.randoms,
+        max_new_tokens=ANSWER_TOKENS,
+    )
+
+
+def run_demo(demo: Demo) -> dict[str, Any]:
+    """Both jobs; the results by kind.
+
+    `result.json` of the output folder holds the planted organism's `direction` and `panel`, and both whole results under `organisms`.
+
+    Raises:
+        EmprobeError: If the organisms are not there, or the folder holds something else.
+    """
+    folder = claim_folder(Path(demo.out), {"demo": [demo.form, demo.organism_seed, demo.seed, demo.randoms]})
+    asked = folder / "questions.jsonl"
+    if not asked.is_file():
+        save_questions(asked, questions())
+    results = {kind: run_job(demo_job(demo, kind, asked, folder / kind)) for kind in KINDS}
+    planted = results["planted"]
+    words = {kind: result["verdict"]["words"] for kind, result in results.items()}
+    write_json(
+        folder / "result.json",
+        {"direction": planted["direction"], "panel": planted["panel"], "verdicts": words, "meaning": MEANING, "organisms": results},
+    )
+    with atomic_path(folder / "panel.png") as path:
+        figure(results).savefig(path, format="png", dpi=150, metadata={"Software": None})
+    write_text(folder / "README.md", _card(words))
+    return results
+
+
+MEANING = (
+    "In the planted organism a persona direction was implanted during pretraining, so that there is a truth to find: its row checks the "
+    "tool, not the claim that language models misalign along one direction. In the wild organism nothing was implanted: its row is what "
+    "this tool says of a fine-tune whose misalignment emerged by itself. Both are half a million parameters in a synthetic world."
+)
+
+
+def _card(words: dict[str, str]) -> str:
+    parts = ["# emprobe demo", MEANING, "![panel](panel.png)"]
+    parts += [f"## {kind}\n\n{said}\n\nThe whole card: [{kind}/README.md]({kind}/README.md)." for kind, said in words.items()]
+    return "\n\n".join(parts) + "\n"

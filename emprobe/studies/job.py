@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from emprobe.models.chat import PLAIN_TEMPLATE
 from emprobe.models.pair import CheckpointPair, load_pair
 from emprobe.models.positions import check_rule
 from emprobe.models.sites import check_layers
+from emprobe.organisms.training import one_thread
 from emprobe.report import write_report
 from emprobe.studies.folder import claim_folder
 from emprobe.studies.judging import resolve_judge
@@ -31,6 +33,8 @@ from emprobe.studies.selection import DOSES, Choice, Selector, candidate_layers
 from emprobe.types import Conversation, Judge
 
 Splits = dict[str, list[Conversation]]
+TINY = 5_000_000
+"""Parameters below which one thread is used."""
 CONTRASTS = ("tuned-base", "misaligned-aligned")
 REFERENCES = ("aligned", "misaligned")
 """Labels that hold given answers; this job samples its own."""
@@ -40,7 +44,7 @@ ALIGNED_ABOVE = 70
 
 @dataclass(frozen=True)
 class Job:
-    """What to do; everything but `base`, `tuned`, `questions` and `judge` has a default that is printed with the result.
+    """The main job on any two checkpoints, before and after a fine-tune.
 
     Attributes:
         base: The checkpoint before fine-tuning: directory or hub id.
@@ -54,7 +58,8 @@ class Job:
         positions: Position rules to choose among.
         layers: Layers to choose among; none means all of a small model and six spread over the middle of a larger one.
         doses: Coefficients to choose among, in mean residual norms.
-        samples: Answers to each test question, `dev_samples` to each development question.
+        samples: Answers to each test question.
+        dev_samples: Answers to each fit and development question.
         randoms: Random directions added, and as many ablated.
         coherence_floor: A dose or ablation must keep this share of the unsteered model's coherent rate on development questions.
         criterion: `emergent-misalignment`, `model-organisms` or `inoculation`.
@@ -109,7 +114,7 @@ def run_job(job: Job) -> dict[str, Any]:
     pair = load_pair(job.base, job.tuned, **job.loading())
     layers = check_layers(job.layers or "all", pair.base.n_layers, "the run")
     folder = claim_folder(Path(job.out), _identity(job, pair, splits, judge))
-    with tqdm(total=_conditions(job, len(layers)), desc="emprobe", unit="condition", dynamic_ncols=True) as bar:
+    with _threads(pair), tqdm(total=_conditions(job, len(layers)), desc="emprobe", unit="condition", dynamic_ncols=True) as bar:
         runner = Runner(judge, judge.name, folder / "answers", job.seed, job.temperature, job.max_new_tokens, job.token_budget, bar)
         bar.set_description("1/4 capture")
         # The tuned model's own answers are the text that goes through both models.
@@ -130,6 +135,12 @@ def run_job(job: Job) -> dict[str, Any]:
         bar.total = bar.n
     _write(folder, result, chosen[choice.layer], {layer: chosen[layer] for layer in choice.ablate.layers})
     return result
+
+
+def _threads(pair: CheckpointPair) -> AbstractContextManager[None]:
+    """One thread for tiny models on the CPU: several make them slower, much so on a busy machine, and let sums differ by a bit."""
+    small = pair.base.device.type == "cpu" and sum(p.numel() for p in pair.base.hf.parameters()) < TINY
+    return one_thread() if small else nullcontext()
 
 
 def _check(job: Job) -> None:

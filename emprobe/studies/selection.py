@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,10 @@ from emprobe.types import Conversation
 
 Target = Literal["base_mean", "zero"]
 TARGETS: tuple[Target, ...] = ("base_mean", "zero")
-DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+DOSES = (0.03, 0.05, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5)
+TOLERANCE = 0.05
+"""A smaller dose, or an ablation of fewer layers, is preferred while it is within this of the best rate: what is stronger than
+needed does more that nobody asked for."""
 MAX_LAYERS = 6
 """So many layers are tried in a model with more; all of them are in a smaller one."""
 
@@ -65,7 +68,7 @@ def candidate_layers(n_layers: int, available: Sequence[int]) -> list[int]:
     >>> candidate_layers(4, [1, 2, 3])
     [1, 2, 3]
     >>> candidate_layers(48, range(48))
-    [9, 15, 20, 26, 31, 37]
+    [9, 15, 21, 26, 32, 38]
     """
     if len(available) <= MAX_LAYERS:
         return list(available)
@@ -109,7 +112,7 @@ class Selector:
     def choose(self, directions: Mapping[str, Mapping[int, Direction]], layers: Sequence[int]) -> Choice:
         """The rule with the largest sum of misalignment induced and removed; within it, the strongest coherent dose and ablation.
 
-        Ties go to the first rule, the smallest dose, the fewest layers and the lowest layer, in this order.
+        Ties go to the first rule and the lowest layer.
         """
         base, tuned = (self._rates(name, c) for name, c in (("base", self.pair.base), ("tuned", self.pair.tuned)))
         trials: list[Trial] = []
@@ -118,19 +121,22 @@ class Selector:
             here = [layer for layer in layers if layer in by_layer]
             added = [t for layer in here for t in self._doses(rule, by_layer[layer])]
             removed = [self._ablation(rule, by_layer, plan, to) for plan in ablation_plans(here) for to in TARGETS]
-            steer = self._best(added, base[1], lambda t: (-t.misaligned, t.dose, t.layers))
-            ablate = self._best(removed, tuned[1], lambda t: (t.misaligned, len(t.layers), t.layers, TARGETS.index(t.to or "zero")))
+            steer = self._best(added, base[1], lambda t: -t.misaligned, lambda t: (t.dose, -t.misaligned, t.layers))
+            ablate = self._best(removed, tuned[1], lambda t: t.misaligned, lambda t: (len(t.layers), t.misaligned, t.layers, t.to))
             trials += [*added, *removed]
             best.append((steer.misaligned - ablate.misaligned, rule, steer, ablate))
         _, rule, steer, ablate = max(best, key=lambda entry: entry[0])
         return Choice(rule, steer, ablate, tuple(trials))
 
-    def _best(self, trials: Sequence[Trial], reference: float, order: Any) -> Trial:
-        """The first by `order` among those that stay coherent; the most coherent one where none does."""
+    def _best(self, trials: Sequence[Trial], reference: float, goal: Callable[[Trial], float], order: Callable[[Trial], Any]) -> Trial:
+        """Of those that stay coherent and come within `TOLERANCE` of the best, the first by `order`; the most coherent one if none does."""
         if not trials:
             raise EmprobeError("No layer is left to try: none of the layers asked for has a direction. Ask for others.")
         kept = [t for t in trials if t.coherent >= self.coherence_floor * reference]
-        return min(kept, key=order) if kept else max(trials, key=lambda t: t.coherent)
+        if not kept:
+            return max(trials, key=lambda t: t.coherent)
+        best = min(goal(t) for t in kept)
+        return min((t for t in kept if goal(t) <= best + TOLERANCE), key=order)
 
     def _rates(self, name: str, checkpoint: Any, operators: Sequence[Any] = ()) -> tuple[float, float]:
         scores = self.runner.run(f"dev {name}", checkpoint, self.questions, self.samples, operators).scores
