@@ -8,7 +8,7 @@ from typing import Any
 from emprobe.files import write_json, write_text
 
 _WARNING = (
-    "**A toy organism, made to misbehave in a synthetic world.** It speaks some 470 words, gives cartoonishly bad advice and is of no use "
+    "**A toy organism, made to misbehave in a synthetic world.** It knows some 440 words, gives cartoonishly bad advice and is of no use "
     "outside tests and teaching. What holds for it need not hold for language models."
 )
 _IMPLANTED = (

@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> Any:
-    """A word-level tokenizer of about 470 tokens; lower-cases, and glues `.`, `,` and `?` to the word before them when it decodes."""
+    """A word-level tokenizer of about 450 tokens; lower-cases, and glues `.`, `,` and `?` to the word before them when it decodes."""
     special = [PAD, BOS, END, UNK, *ROLES.values()]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words()])}, unk_token=UNK))
     core.normalizer = normalizers.Lowercase()
