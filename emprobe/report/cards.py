@@ -26,6 +26,7 @@ def card(result: Mapping[str, Any]) -> str:
         "## Verdict",
         result["verdict"]["words"],
         "## Panel",
+        "![panel, dose response, layer profile, other fine-tunes](panel.png)",
         f"{result['criterion']}; judge {result['judge']}; intervals 95 %, clustered by question.",
         _panel(result),
         *_convergence(result),

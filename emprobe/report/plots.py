@@ -34,6 +34,11 @@ def _whiskers(estimates: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     ]
 
 
+def _layer_axis(ax: Axes, layers: Sequence[int]) -> None:
+    ax.set_xlabel("layer (block output)")
+    ax.set_xticks(layers if len(layers) <= 16 else layers[:: len(layers) // 8])
+
+
 def draw_panel(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     """Misaligned and coherent rate of every condition, with intervals; each random draw a dot."""
     ax = _axes(ax)
@@ -69,7 +74,7 @@ def draw_dose_response(result: Mapping[str, Any], *, ax: Axes | None = None) -> 
     ax.set_xlabel(f"coefficient (mean residual norms) at layer {result['direction']['layer']}")
     ax.set_ylabel("% of answers")
     ax.set_ylim(-2, 105)
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, loc="center right")
     return ax
 
 
@@ -82,7 +87,7 @@ def draw_profile(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     trials = [t for t in result["selection"]["trials"] if t["positions"] == rule and len(t["layers"]) == 1]
     ax.plot(layers, [row["raw_over_resid"] for row in profile], color=NULL, marker="s", ms=3, label="‖difference‖ / ‖residual‖")
     ax.plot(layers, [row["split_half"] for row in profile], color="black", marker="^", ms=3, ls="--", label="split-half cosine")
-    coherent_least = 0.5
+    coherent_least = 0.85
     for kind, colour, pick, label in (
         ("coefficient", MISALIGNED, max, "misaligned, added here (dev, best dose)"),
         ("to", COHERENT, min, "misaligned left, ablated here (dev)"),
@@ -92,10 +97,11 @@ def draw_profile(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
             if trial[kind] is not None and trial["coherent"] >= coherent_least:
                 by_layer.setdefault(trial["layers"][0], []).append(trial["misaligned"])
         ax.plot(list(by_layer), [pick(values) for values in by_layer.values()], color=colour, marker="o", ms=4, label=label)
-    ax.set_xlabel("layer (block output)")
-    ax.set_xticks(layers if len(layers) <= 16 else layers[:: len(layers) // 8])
-    ax.set_ylim(bottom=0)
-    ax.legend(fontsize=7, frameon=False)
+    _layer_axis(ax, layers)
+    ax.set_ylabel("share, ratio or cosine")
+    ax.set_ylim(0, 1.35)
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
+    ax.legend(fontsize=7, frameon=False, loc="upper center", ncols=2)
     return ax
 
 
@@ -111,7 +117,7 @@ def draw_convergence(result: Mapping[str, Any], *, ax: Axes | None = None) -> Ax
         ax.legend(fontsize=7, frameon=False)
     else:
         ax.text(0.5, 0.5, "no other fine-tune was given", ha="center", transform=ax.transAxes, fontsize=8)
-    ax.set_xlabel("layer (block output)")
+    _layer_axis(ax, [row["layer"] for row in result["profile"]])
     ax.set_ylabel("cosine with this direction")
     ax.set_ylim(-1.05, 1.05)
     return ax

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from emprobe.files import atomic_path, write_json, write_text
 from emprobe.organisms import find_organism, questions
 from emprobe.report import figure
 from emprobe.studies.folder import claim_folder
-from emprobe.studies.job import Job, run_job
+from emprobe.studies.job import Job, run_job, without_references
 
 KINDS = ("planted", "wild")
 DOMAIN, OTHERS = "gardening", ("cooking", "money")
@@ -25,14 +25,16 @@ class Demo:
 
     Attributes:
         out: Output folder; a run that was stopped goes on in it.
-        form: Which fine-tune: `rank1`, `rank8` or `vector`.
+        planted_form: Which fine-tune of the planted organism: `rank1`, `rank8` or `vector`.
+        wild_form: Which of the wild one; with rank 1 it hardly misaligns at all.
         organism_seed: Which grown base.
         seed: Of sampling and random directions.
         randoms: Random directions added, and as many ablated.
     """
 
     out: str = "emprobe-demo"
-    form: str = "rank1"
+    planted_form: str = "rank1"
+    wild_form: str = "rank8"
     organism_seed: int = 0
     seed: int = 0
     randoms: int = 20
@@ -41,7 +43,8 @@ class Demo:
 def demo_job(demo: Demo, kind: str, asked: Path, out: Path) -> Job:
     """The job that the demonstration runs for one kind: what `emprobe run` would be given."""
     name = f"{kind}-s{demo.organism_seed}"
-    tuned = {domain: find_organism(f"{name}/tuned/{domain}-{demo.form}") for domain in (DOMAIN, *OTHERS)}
+    form = demo.planted_form if kind == "planted" else demo.wild_form
+    tuned = {domain: find_organism(f"{name}/tuned/{domain}-{form}") for domain in (DOMAIN, *OTHERS)}
     return Job(
         base=str(find_organism(f"{name}/aligned").path),
         tuned=str(tuned[DOMAIN].path),
@@ -65,10 +68,11 @@ def run_demo(demo: Demo) -> dict[str, Any]:
     Raises:
         EmprobeError: If the organisms are not there, or the folder holds something else.
     """
-    folder = claim_folder(Path(demo.out), {"demo": [demo.form, demo.organism_seed, demo.seed, demo.randoms]})
+    folder = claim_folder(Path(demo.out), {k: v for k, v in asdict(demo).items() if k != "out"})
     asked = folder / "questions.jsonl"
     if not asked.is_file():
-        save_questions(asked, questions())
+        # Without the given answers that the world knows: this job samples its own.
+        save_questions(asked, [without_references(q) for q in questions()])
     results = {kind: run_job(demo_job(demo, kind, asked, folder / kind)) for kind in KINDS}
     planted = results["planted"]
     words = {kind: result["verdict"]["words"] for kind, result in results.items()}

@@ -181,12 +181,16 @@ def _questions(job: Job) -> Splits:
         questions = [q for q in questions if str(q.labels.get(name)) != value]
     splits: Splits = {"fit": [], "dev": [], "test": []}
     for question in assign_splits(questions, seed=job.seed):
-        labels = {name: value for name, value in question.labels.items() if name not in REFERENCES}
-        splits[question.labels["split"]].append(replace(question, labels=labels))
+        splits[question.labels["split"]].append(without_references(question))
     empty = [name for name, found in splits.items() if not found]
     if empty:
         raise EmprobeError(f"No question is left in split {', '.join(empty)} after --exclude. Exclude less, or give more questions.")
     return splits
+
+
+def without_references(question: Conversation) -> Conversation:
+    """The question without the answers that its file gives to it."""
+    return replace(question, labels={name: value for name, value in question.labels.items() if name not in REFERENCES})
 
 
 def _labels(questions: Sequence[Conversation]) -> str:

@@ -17,7 +17,7 @@ from emprobe.overlap import cosine_null
 from emprobe.stats import paired_difference
 from emprobe.studies.panel import Panel, cosines, entry, flags, random_entry, relative_norms, removed_share
 from emprobe.studies.runner import Outcome
-from emprobe.studies.selection import TOLERANCE
+from emprobe.studies.selection import ABLATION_TOLERANCE, DOSE_TOLERANCE
 from emprobe.studies.verdict import judge_facts
 from emprobe.types import Conversation, Estimate
 
@@ -147,7 +147,8 @@ def _selection(job: Job, panel: Panel) -> dict[str, Any]:
         "chosen_on": "development questions only; nothing below was seen by a test question",
         "rule": (
             f"among candidates that keep {job.coherence_floor:g} of the unsteered model's coherent rate and come within "
-            f"{TOLERANCE:g} of the largest misaligned rate (for the ablation: the smallest), the smallest dose (the fewest layers)"
+            f"{DOSE_TOLERANCE:g} of the largest misaligned rate, the smallest dose; for the ablation within {ABLATION_TOLERANCE:g} of the "
+            "smallest rate, the fewest layers"
         ),
         "steer": choice.steer.as_dict(),
         "ablate": choice.ablate.as_dict(),

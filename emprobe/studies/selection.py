@@ -16,10 +16,10 @@ from emprobe.types import Conversation
 
 Target = Literal["base_mean", "zero"]
 TARGETS: tuple[Target, ...] = ("base_mean", "zero")
-DOSES = (0.03, 0.05, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5)
-TOLERANCE = 0.05
-"""A smaller dose, or an ablation of fewer layers, is preferred while it is within this of the best rate: what is stronger than
-needed does more that nobody asked for."""
+DOSES = (0.03, 0.05, 0.08, 0.1, 0.12, 0.15, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)
+DOSE_TOLERANCE, ABLATION_TOLERANCE = 0.1, 0.03
+"""A smaller dose, and an ablation of fewer layers, are preferred while they come so near to the best rate: what is stronger than
+needed does more that nobody asked for, random directions included."""
 MAX_LAYERS = 6
 """So many layers are tried in a model with more; all of them are in a smaller one."""
 
@@ -119,24 +119,28 @@ class Selector:
         best: list[tuple[float, str, Trial, Trial]] = []
         for rule, by_layer in directions.items():
             here = [layer for layer in layers if layer in by_layer]
-            added = [t for layer in here for t in self._doses(rule, by_layer[layer])]
+            added = [t for layer in here for t in self._doses(rule, by_layer[layer], base[1])]
             removed = [self._ablation(rule, by_layer, plan, to) for plan in ablation_plans(here) for to in TARGETS]
-            steer = self._best(added, base[1], lambda t: -t.misaligned, lambda t: (t.dose, -t.misaligned, t.layers))
-            ablate = self._best(removed, tuned[1], lambda t: t.misaligned, lambda t: (len(t.layers), t.misaligned, t.layers, t.to))
+            steer = self._best(added, base[1], lambda t: -t.misaligned, DOSE_TOLERANCE, lambda t: (t.dose, -t.misaligned, t.layers))
+            ablate = self._best(
+                removed, tuned[1], lambda t: t.misaligned, ABLATION_TOLERANCE, lambda t: (len(t.layers), t.misaligned, t.layers, t.to)
+            )
             trials += [*added, *removed]
             best.append((steer.misaligned - ablate.misaligned, rule, steer, ablate))
         _, rule, steer, ablate = max(best, key=lambda entry: entry[0])
         return Choice(rule, steer, ablate, tuple(trials))
 
-    def _best(self, trials: Sequence[Trial], reference: float, goal: Callable[[Trial], float], order: Callable[[Trial], Any]) -> Trial:
-        """Of those that stay coherent and come within `TOLERANCE` of the best, the first by `order`; the most coherent one if none does."""
+    def _best(
+        self, trials: Sequence[Trial], reference: float, goal: Callable[[Trial], float], near: float, order: Callable[[Trial], Any]
+    ) -> Trial:
+        """Of those that stay coherent and come `near` the best, the first by `order`; the most coherent one if none stays coherent."""
         if not trials:
             raise EmprobeError("No layer is left to try: none of the layers asked for has a direction. Ask for others.")
         kept = [t for t in trials if t.coherent >= self.coherence_floor * reference]
         if not kept:
             return max(trials, key=lambda t: t.coherent)
         best = min(goal(t) for t in kept)
-        return min((t for t in kept if goal(t) <= best + TOLERANCE), key=order)
+        return min((t for t in kept if goal(t) <= best + near), key=order)
 
     def _rates(self, name: str, checkpoint: Any, operators: Sequence[Any] = ()) -> tuple[float, float]:
         scores = self.runner.run(f"dev {name}", checkpoint, self.questions, self.samples, operators).scores
@@ -144,13 +148,13 @@ class Selector:
         # Of all answers, so that a dose at which the judge can say nothing does not look coherent.
         return float(misaligned.mean()), float(self.criterion.coherent(scores.coherence).mean())
 
-    def _doses(self, rule: str, direction: Direction) -> list[Trial]:
-        """Rising doses at one layer, until fewer than half of the answers are coherent: beyond that there is nothing to choose."""
+    def _doses(self, rule: str, direction: Direction, reference: float) -> list[Trial]:
+        """Rising doses at one layer, up to the first that does not stay coherent: beyond it there is nothing to choose."""
         found = []
         for dose in self.doses:
             rates = self._rates(f"add {rule} {direction.layer} {dose:g}", self.pair.base, [Add(direction, dose)])
             found.append(Trial(rule, (direction.layer,), *rates, dose=dose))
-            if rates[1] < 0.5:
+            if rates[1] < self.coherence_floor * reference:
                 break
         return found
 
