@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -18,6 +19,7 @@ from emprobe.organisms.building import build
 from emprobe.report import example_lines, summary
 from emprobe.studies.demo import Demo, run_demo
 from emprobe.studies.job import Job, run_job
+from emprobe.studies.reference import Reference, run_reference
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class OrganismCommand:
         Annotated[OrganismBuild, tyro.conf.subcommand("build")]
         | Annotated[OrganismList, tyro.conf.subcommand("list")]
         | Annotated[OrganismQuestions, tyro.conf.subcommand("questions")]
+        | Annotated[Reference, tyro.conf.subcommand("reference")]
     )
 
 
@@ -98,6 +101,11 @@ def _list(command: OrganismList) -> None:
         _say(f"{organism.name:<46}{rates}  {organism.card.get('summary', '')}")
 
 
+def _reference(command: Reference) -> None:
+    run_reference(command)
+    _say((Path(command.out) / "README.md").read_text(encoding="utf-8"))
+
+
 def _questions(command: OrganismQuestions) -> None:
     asked = questions()
     save_questions(command.out, asked)
@@ -115,6 +123,7 @@ ACTIONS: dict[type, Any] = {
     OrganismBuild: _build,
     OrganismList: _list,
     OrganismQuestions: _questions,
+    Reference: _reference,
 }
 
 

@@ -13,8 +13,8 @@ from emprobe.report import figure
 from emprobe.studies.folder import claim_folder
 from emprobe.studies.job import Job, run_job, without_references
 
-KINDS = ("planted", "wild")
-DOMAIN, OTHERS = "gardening", ("cooking", "money")
+DOMAINS = ("gardening", "cooking", "money")
+"""Domains that the shipped fine-tunes were trained on."""
 ANSWER_TOKENS = 40
 """The longest answer of the world has 23."""
 
@@ -40,24 +40,39 @@ class Demo:
     randoms: int = 20
 
 
-def demo_job(demo: Demo, kind: str, asked: Path, out: Path) -> Job:
-    """The job that the demonstration runs for one kind: what `emprobe run` would be given."""
-    name = f"{kind}-s{demo.organism_seed}"
-    form = demo.planted_form if kind == "planted" else demo.wild_form
-    tuned = {domain: find_organism(f"{name}/tuned/{domain}-{form}") for domain in (DOMAIN, *OTHERS)}
+def organism_job(base: str, domain: str, form: str, asked: Path, out: Path, *, seed: int = 0, randoms: int = 20) -> Job:
+    """The main job on one shipped fine-tune: what `emprobe run` would be given.
+
+    Args:
+        base: Such as `planted-s0`.
+        domain: What the fine-tune was trained on; none of its questions is used anywhere.
+        form: `rank1`, `rank8` or `vector`.
+        asked: File of the world's questions.
+        out: Output folder.
+        seed: Of sampling and random directions.
+        randoms: How many random directions.
+    """
+    tuned = {name: find_organism(f"{base}/tuned/{name}-{form}") for name in (domain, *(d for d in DOMAINS if d != domain))}
     return Job(
-        base=str(find_organism(f"{name}/aligned").path),
-        tuned=str(tuned[DOMAIN].path),
+        base=str(find_organism(f"{base}/aligned").path),
+        tuned=str(tuned.pop(domain).path),
         questions=str(asked),
         judge="world",
         out=str(out),
-        others=tuple(str(tuned[domain].path) for domain in OTHERS),
-        # No question of the domain that the fine-tune was trained on is used anywhere.
-        exclude=(f"domain={DOMAIN}",),
-        seed=demo.seed,
-        randoms=demo.randoms,
+        others=tuple(str(other.path) for other in tuned.values()),
+        exclude=(f"domain={domain}",),
+        seed=seed,
+        randoms=randoms,
         max_new_tokens=ANSWER_TOKENS,
     )
+
+
+def write_questions(folder: Path) -> Path:
+    """The world's questions as a file, without the given answers that the world knows: the job samples its own."""
+    asked = folder / "questions.jsonl"
+    if not asked.is_file():
+        save_questions(asked, [without_references(q) for q in questions()])
+    return asked
 
 
 def run_demo(demo: Demo) -> dict[str, Any]:
@@ -69,11 +84,14 @@ def run_demo(demo: Demo) -> dict[str, Any]:
         EmprobeError: If the organisms are not there, or the folder holds something else.
     """
     folder = claim_folder(Path(demo.out), {k: v for k, v in asdict(demo).items() if k != "out"})
-    asked = folder / "questions.jsonl"
-    if not asked.is_file():
-        # Without the given answers that the world knows: this job samples its own.
-        save_questions(asked, [without_references(q) for q in questions()])
-    results = {kind: run_job(demo_job(demo, kind, asked, folder / kind)) for kind in KINDS}
+    asked = write_questions(folder)
+    forms = {"planted": demo.planted_form, "wild": demo.wild_form}
+    results = {
+        kind: run_job(
+            organism_job(f"{kind}-s{demo.organism_seed}", DOMAINS[0], form, asked, folder / kind, seed=demo.seed, randoms=demo.randoms)
+        )
+        for kind, form in forms.items()
+    }
     planted = results["planted"]
     words = {kind: result["verdict"]["words"] for kind, result in results.items()}
     write_json(
