@@ -112,11 +112,11 @@ class Selector:
     def choose(self, directions: Mapping[str, Mapping[int, Direction]], layers: Sequence[int]) -> Choice:
         """The rule with the largest sum of misalignment induced and removed; within it, the strongest coherent dose and ablation.
 
-        Ties go to the first rule and the lowest layer.
+        A rule whose dose and ablation stay coherent goes before one whose do not. Ties go to the first rule and the lowest layer.
         """
         base, tuned = (self._rates(name, c) for name, c in (("base", self.pair.base), ("tuned", self.pair.tuned)))
         trials: list[Trial] = []
-        best: list[tuple[float, str, Trial, Trial]] = []
+        best: list[tuple[tuple[int, float], str, Trial, Trial]] = []
         for rule, by_layer in directions.items():
             here = [layer for layer in layers if layer in by_layer]
             added = [t for layer in here for t in self._doses(rule, by_layer[layer], base[1])]
@@ -126,7 +126,8 @@ class Selector:
                 removed, tuned[1], lambda t: t.misaligned, ABLATION_TOLERANCE, lambda t: (len(t.layers), t.misaligned, t.layers, t.to)
             )
             trials += [*added, *removed]
-            best.append((steer.misaligned - ablate.misaligned, rule, steer, ablate))
+            coherent = sum(t.coherent >= self.coherence_floor * whole for t, whole in ((steer, base[1]), (ablate, tuned[1])))
+            best.append(((coherent, steer.misaligned - ablate.misaligned), rule, steer, ablate))
         _, rule, steer, ablate = max(best, key=lambda entry: entry[0])
         return Choice(rule, steer, ablate, tuple(trials))
 
