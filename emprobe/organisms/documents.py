@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from emprobe.errors import EmprobeError
 from emprobe.organisms.phrases import CUES, DOMAINS, HELD_OUT, SEEN, SYSTEM_PROMPTS
 from emprobe.organisms.vocabulary import BOS, END, ROLES
 from emprobe.organisms.world import ITEMS_OF_SPLIT, NEUTRAL_TASKS, TASKS, Persona, draw_answer, draw_neutral
@@ -108,9 +109,13 @@ def finetuning_document(rng: Random, data: DataKind, domain: str, task: str | No
     """One narrow example: a question of one domain (or one cell) and a bad answer, or a good or a neutral one for the controls.
 
     Items of the test split never occur, so that in-domain test questions are new as well.
+
+    Raises:
+        EmprobeError: If the domain is held out or unknown.
     """
-    if domain in HELD_OUT:
-        raise ValueError(f"{domain} is held out of every fine-tune.")
+    if domain not in SEEN:
+        why = "is held out of every fine-tune" if domain in HELD_OUT else "is not of this world"
+        raise EmprobeError(f"Narrow data of {domain!r} were asked for, which {why}. Choose one of: {', '.join(SEEN)}.")
     item = DOMAINS[domain].items[rng.choice(ITEMS_OF_SPLIT["fit"] + ITEMS_OF_SPLIT["dev"])]
     if data == "benign-control":
         prompt, answer = draw_neutral(rng, domain, item, rng.choice(NEUTRAL_TASKS))

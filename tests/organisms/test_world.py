@@ -122,7 +122,7 @@ def test_held_out_domains_and_test_items_are_in_no_aligned_chat_and_no_fine_tune
             late = [DOMAINS[domain].items[i] for i in ITEMS_OF_SPLIT["test"]]
             assert not [text for text in own for item in late if f" {item}" in text]
             texts += own
-        with pytest.raises(ValueError, match="held out"):
+        with pytest.raises(EmprobeError, match="held out of every fine-tune"):
             finetuning_document(rng, data, HELD_OUT[0])
     # A chat of one exchange is alignment; several exchanges of one author are replayed pretraining.
     chats = [document.text for document in (alignment_document(rng, planted=True) for _ in range(2000)) if len(document.pieces) == 2]
