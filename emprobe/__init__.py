@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from emprobe.behaviour.criterion import Criterion
     from emprobe.behaviour.evaluation import evaluate
     from emprobe.behaviour.judges import KeywordJudge, ServerJudge
-    from emprobe.behaviour.questions import load_questions
+    from emprobe.behaviour.questions import load_questions, save_questions
     from emprobe.behaviour.sampling import generate
     from emprobe.behaviour.scores import Scores
     from emprobe.capture import capture
@@ -53,6 +53,7 @@ _HOME = {
     "load_model": "models",
     "load_pair": "models",
     "load_questions": "behaviour.questions",
+    "save_questions": "behaviour.questions",
 }
 _MODULES = {"organisms": "organisms", "plots": "report.plots", "studies": "studies"}
 
@@ -83,6 +84,7 @@ __all__ = [
     "load_questions",
     "organisms",
     "plots",
+    "save_questions",
     "studies",
 ]
 

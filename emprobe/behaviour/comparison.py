@@ -43,7 +43,7 @@ class Comparison:
     def __str__(self) -> str:
         removed = self.removed.percent if self.removed else "nothing was there to remove"
         return (
-            f"{self.condition} against {self.reference}: misaligned {self.difference.percent} more, removed {removed} "
+            f"{self.condition} against {self.reference}: difference in misaligned {self.difference.percent}, share removed {removed} "
             f"({self.criterion.describe()})"
         )
 

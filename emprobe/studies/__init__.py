@@ -1,5 +1,6 @@
 """Studies: one module per question; the main job takes two checkpoints to a direction proved on behaviour."""
 
+from emprobe.report import summary
 from emprobe.studies.job import Job, run_job
 
-__all__ = ["Job", "run_job"]
+__all__ = ["Job", "run_job", "summary"]

@@ -70,6 +70,7 @@ class Job:
         dtype: As stored, or a torch dtype.
         device_map: As in transformers; none is the CPU.
         chat_template: File with a Jinja template, or `plain`; replaces the tokenizers' own.
+        progress: Show a progress bar.
     """
 
     base: str
@@ -95,6 +96,7 @@ class Job:
     dtype: str = "auto"
     device_map: str | None = None
     chat_template: str | None = None
+    progress: bool = True
 
     def loading(self) -> dict[str, Any]:
         """What `load_pair` is given."""
@@ -114,7 +116,10 @@ def run_job(job: Job) -> dict[str, Any]:
     pair = load_pair(job.base, job.tuned, **job.loading())
     layers = check_layers(job.layers or "all", pair.base.n_layers, "the run")
     folder = claim_folder(Path(job.out), _identity(job, pair, splits, judge))
-    with _threads(pair), tqdm(total=_conditions(job, len(layers)), desc="emprobe", unit="condition", dynamic_ncols=True) as bar:
+    with (
+        _threads(pair),
+        tqdm(total=_conditions(job, len(layers)), desc="emprobe", unit="condition", dynamic_ncols=True, disable=not job.progress) as bar,
+    ):
         runner = Runner(judge, judge.name, folder / "answers", job.seed, job.temperature, job.max_new_tokens, job.token_budget, bar)
         bar.set_description("1/4 capture")
         # The tuned model's own answers are the text that goes through both models.
@@ -199,7 +204,7 @@ def _labels(questions: Sequence[Conversation]) -> str:
 
 def _identity(job: Job, pair: CheckpointPair, splits: Splits, judge: Judge) -> dict[str, Any]:
     """Everything the numbers depend on; paths are not among it, so checkpoints may lie anywhere."""
-    paths = ("base", "tuned", "questions", "judge", "out", "others", "exclude", "device_map", "chat_template")
+    paths = ("base", "tuned", "questions", "judge", "out", "others", "exclude", "device_map", "chat_template", "progress")
     settings = {f.name: getattr(job, f.name) for f in fields(job) if f.name not in paths}
     asked = {split: [[q.question_id, [m.as_dict() for m in q.messages]] for q in found] for split, found in splits.items()}
     return {

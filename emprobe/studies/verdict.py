@@ -115,7 +115,8 @@ def _words(
     told = [o for o in others if o]
     if told:
         low, high = min(o["value"] for o in told), max(o["value"] for o in told)
-        said.append(f"Directions of {len(told)} other fine-tune(s) remove {_p(low)} to {_p(high)} of this one's misalignment.")
+        whose = "The direction of one other fine-tune removes" if len(told) == 1 else f"Directions of {len(told)} other fine-tunes remove"
+        said.append(f"{whose} {_p(low) if len(told) == 1 else f'{_p(low)} to {_p(high)}'} of this one's misalignment.")
     return said
 
 
