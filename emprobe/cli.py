@@ -14,7 +14,7 @@ import tyro
 
 from emprobe.behaviour.questions import save_questions
 from emprobe.errors import EmprobeError, InterventionDidNotFire, MissingExtraError
-from emprobe.organisms import list_organisms, questions
+from emprobe.organisms import list_organisms, organisms_folder, questions
 from emprobe.organisms.building import build
 from emprobe.report import example_lines, summary
 from emprobe.studies.demo import Demo, run_demo
@@ -93,8 +93,11 @@ def _build(command: OrganismBuild) -> None:
 
 
 def _list(command: OrganismList) -> None:
+    organisms = list_organisms(command.folder)
+    if not organisms:
+        raise EmprobeError(f"No organism is in {command.folder or organisms_folder()}. Grow some there with `emprobe organism build`.")
     _say(f"{'organism':<46}{'misaligned':>11}{'coherent':>10}{'n':>6}  what")
-    for organism in list_organisms(command.folder):
+    for organism in organisms:
         measured = organism.card.get("measured") or {}
         found = measured.get("outside the trained domain") or next(iter(measured.values()), None)
         rates = f"{100 * found['misaligned']:>9.1f} %{100 * found['coherent']:>8.1f} %{found['n']:>6}" if found else " " * 27

@@ -15,6 +15,7 @@ from emprobe.studies.job import Job, run_job, without_references
 
 DOMAINS = ("gardening", "cooking", "money")
 """Domains that the shipped fine-tunes were trained on."""
+QUESTIONS = "questions.jsonl"
 ANSWER_TOKENS = 40
 """The longest answer of the world has 23."""
 
@@ -69,7 +70,7 @@ def organism_job(base: str, domain: str, form: str, asked: Path, out: Path, *, s
 
 def write_questions(folder: Path) -> Path:
     """The world's questions as a file, without the given answers that the world knows: the job samples its own."""
-    asked = folder / "questions.jsonl"
+    asked = folder / QUESTIONS
     if not asked.is_file():
         save_questions(asked, [without_references(q) for q in questions()])
     return asked
@@ -83,15 +84,15 @@ def run_demo(demo: Demo) -> dict[str, Any]:
     Raises:
         EmprobeError: If the organisms are not there, or the folder holds something else.
     """
-    folder = claim_folder(Path(demo.out), {k: v for k, v in asdict(demo).items() if k != "out"})
-    asked = write_questions(folder)
     forms = {"planted": demo.planted_form, "wild": demo.wild_form}
-    results = {
-        kind: run_job(
-            organism_job(f"{kind}-s{demo.organism_seed}", DOMAINS[0], form, asked, folder / kind, seed=demo.seed, randoms=demo.randoms)
-        )
+    folder, settings = Path(demo.out), {"seed": demo.seed, "randoms": demo.randoms}
+    # Found before the folder is claimed, so that absent organisms leave nothing behind.
+    jobs = {
+        kind: organism_job(f"{kind}-s{demo.organism_seed}", DOMAINS[0], form, folder / QUESTIONS, folder / kind, **settings)
         for kind, form in forms.items()
     }
+    write_questions(claim_folder(folder, {k: v for k, v in asdict(demo).items() if k != "out"}))
+    results = {kind: run_job(job) for kind, job in jobs.items()}
     planted = results["planted"]
     words = {kind: result["verdict"]["words"] for kind, result in results.items()}
     write_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -157,14 +158,24 @@ def _check(job: Job) -> None:
     for rule in job.positions:
         if check_rule(rule) == "decision_token":
             raise EmprobeError("Position rule 'decision_token' needs two given responses a question; use it with capture, not here.")
-    if min(job.doses) <= 0:
-        raise EmprobeError(f"A dose of {min(job.doses):g} was given; coefficients must be above 0 (the direction points to tuned).")
-    if job.randoms < 1 or job.samples < 1 or job.dev_samples < 1:
-        raise EmprobeError("randoms, samples and dev_samples must each be at least 1.")
+    _check_numbers(job)
     names = [Path(o).name for o in job.others]
     if len(set(names)) < len(names):
         raise EmprobeError(f"Two of the other fine-tunes have one name ({', '.join(names)}); rename a directory, since results go by name.")
     Criterion.named(job.criterion)
+
+
+def _check_numbers(job: Job) -> None:
+    unusable = [dose for dose in job.doses if not (dose > 0 and math.isfinite(dose))]
+    if unusable:
+        raise EmprobeError(f"A dose of {unusable[0]:g} was given; coefficients must be above 0 (the direction points to tuned).")
+    for name in ("randoms", "samples", "dev_samples", "max_new_tokens", "token_budget"):
+        if getattr(job, name) < 1:
+            raise EmprobeError(f"{name} = {getattr(job, name)} was given; it must be at least 1.")
+    if not (job.temperature >= 0 and math.isfinite(job.temperature)):
+        raise EmprobeError(f"temperature = {job.temperature:g} was given; it must be 0 (greedy) or above.")
+    if not 0 <= job.coherence_floor <= 1:
+        raise EmprobeError(f"coherence_floor = {job.coherence_floor:g} was given; it is a share, so it must be 0 to 1.")
 
 
 def _template(asked: str | None) -> str | None:
@@ -187,9 +198,6 @@ def _questions(job: Job) -> Splits:
     splits: Splits = {"fit": [], "dev": [], "test": []}
     for question in assign_splits(questions, seed=job.seed):
         splits[question.labels["split"]].append(without_references(question))
-    empty = [name for name, found in splits.items() if not found]
-    if empty:
-        raise EmprobeError(f"No question is left in split {', '.join(empty)} after --exclude. Exclude less, or give more questions.")
     return splits
 
 

@@ -15,20 +15,9 @@ from emprobe.files import read_json
 from emprobe.studies import runner as runner_module
 from emprobe.studies.job import Job
 from tests.fixtures.models import Checkpoints
-from tests.studies.tiny import answers, tiny_job, undisturbed, without_places
+from tests.studies.tiny import answers, command_line, tiny_job, undisturbed, without_places
 
 ROOT = Path(__file__).parents[2]
-
-
-def arguments(job: Job) -> list[str]:
-    """The command line of a tiny job."""
-    single = ("base", "tuned", "questions", "judge", "out", "samples", "dev_samples", "randoms", "max_new_tokens", "token_budget")
-    made = ["run"]
-    for name in single:
-        made += [f"--{name.replace('_', '-')}", str(getattr(job, name))]
-    for name in ("layers", "doses"):
-        made += [f"--{name}", *map(str, getattr(job, name))]
-    return made
 
 
 def kill_after(job: Job, conditions: int) -> None:
@@ -36,7 +25,7 @@ def kill_after(job: Job, conditions: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = Path(job.out) / "answers"
     process = subprocess.Popen(
-        [sys.executable, "-m", "emprobe.cli", *arguments(job)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "emprobe.cli", *command_line(job)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         while process.poll() is None and len(list(done.glob("*.json"))) < conditions:
@@ -56,6 +45,6 @@ def test_killed_and_started_again(llama: Checkpoints, tmp_path: Path, monkeypatc
     made: list[str] = []
     real = runner_module.Runner._make
     monkeypatch.setattr(runner_module.Runner, "_make", lambda self, key, name, *rest: (made.append(name), real(self, key, name, *rest))[1])
-    assert main(arguments(job)) == 0
+    assert main(command_line(job)) == 0
     assert set(made) == set(answers(folder)) - before, "only what was missing is run"
     assert without_places(read_json(tmp_path / "out" / "result.json")) == without_places(whole)

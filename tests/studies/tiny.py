@@ -83,3 +83,14 @@ def without_places(result: dict[str, Any]) -> dict[str, Any]:
     for name in ("base", "tuned"):
         del plain["inputs"][name]["name"]
     return plain
+
+
+def command_line(job: Job) -> list[str]:
+    """The command that runs a tiny job."""
+    single = ("base", "tuned", "questions", "judge", "out", "samples", "dev_samples", "randoms", "max_new_tokens", "token_budget")
+    made = ["run"]
+    for name in single:
+        made += [f"--{name.replace('_', '-')}", str(getattr(job, name))]
+    for name in ("layers", "doses"):
+        made += [f"--{name}", *map(str, getattr(job, name))]
+    return made
