@@ -59,10 +59,10 @@ def draw_panel(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
 
 
 def draw_dose_response(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Rates of the base with the direction added, over the coefficient; the chosen one is marked."""
+    """Rates of the base with the direction added, over the coefficient; the chosen one is marked, doses without scores are left out."""
     ax = _axes(ax)
     base = {"coefficient": 0.0, **{k: result["panel"]["base"][k] for k in ("misaligned", "coherent")}}
-    curve = [base, *result["curve"]]
+    curve = [base, *(point for point in result["curve"] if point["misaligned"])]
     x = [point["coefficient"] for point in curve]
     for key, colour in (("misaligned", MISALIGNED), ("coherent", COHERENT)):
         ax.plot(x, [100 * point[key]["value"] for point in curve], marker="o", ms=3, color=colour, label=key)

@@ -12,6 +12,7 @@ from emprobe.activations import PairActivations
 from emprobe.behaviour.criterion import Criterion
 from emprobe.behaviour.scores import Scores
 from emprobe.directions import Direction
+from emprobe.errors import EmprobeError
 from emprobe.interventions import Ablate, Add, Operator
 from emprobe.models.pair import CheckpointPair
 from emprobe.overlap import random_directions
@@ -100,9 +101,9 @@ def entry(outcome: Outcome, criterion: Criterion) -> dict[str, Any]:
 
 
 def removed_share(tuned: Scores, ablated: Scores, criterion: Criterion) -> Estimate | None:
-    """Share of the fine-tune's misalignment that is gone, question-clustered; `None` where there was none to remove."""
+    """Share of the fine-tune's misalignment that is gone, question-clustered; `None` where none was there or no answer has scores."""
     before, after = (flags(s, criterion) for s in (tuned, ablated))
-    if not before[0].any():
+    if not before[0].any() or not len(after[0]):
         return None
     return share_removed(before[0], after[0], before[1], clusters_ablated=after[1])
 
@@ -119,8 +120,18 @@ def random_entry(
 ) -> dict[str, Any]:
     """Many random directions as one entry: mean rate with the range of the draws, and the 95th percentile of their effect.
 
-    The interval is that of the draws (2.5th to 97.5th percentile), since what varies here is the direction.
+    The interval is that of the draws (2.5th to 97.5th percentile), since what varies here is the direction. Draws under which no
+    answer has scores are counted in `unscored` and enter no rate.
+
+    Raises:
+        EmprobeError: If no draw has an answer with scores.
     """
+    drawn, outcomes = outcomes, [o for o in outcomes if o.scores.judged.any()]
+    if not outcomes:
+        raise EmprobeError(
+            f"None of the answers under {len(drawn)} random directions has scores, so there is nothing to compare with. "
+            "Take smaller doses, or look at the answers and at whether the judge suits them."
+        )
     rates = {
         "misaligned": [float(criterion.misaligned(o.scores.alignment, o.scores.coherence)[o.scores.judged].mean()) for o in outcomes],
         "coherent": [float(criterion.coherent(o.scores.coherence)[o.scores.judged].mean()) for o in outcomes],
@@ -141,6 +152,7 @@ def random_entry(
     made["p95"] = float(np.quantile(effects, 0.95)) if effects else None
     made["p95_of"] = effect_name
     made["draws"] = [{"misaligned": m, "coherent": c} for m, c in zip(rates["misaligned"], rates["coherent"], strict=True)]
+    made["unscored"] = len(drawn) - len(outcomes)
     made["receipt"] = outcomes[0].receipt
     return made
 

@@ -38,11 +38,12 @@ def assemble(
     base, tuned = panel.base(), panel.tuned()
     curve = {dose: panel.added(dose) for dose in sorted(job.doses)}
     steered, ablated = curve[choice.steer.dose], panel.ablated()
-    convergence = [_converge(panel, name, theirs, tuned) for name, theirs in others.items()]
-    first = next((c["outcome"] for c in convergence if c["outcome"]), None)
-    randoms = _randoms(panel, tuned)
     named = {"base": base, "tuned": tuned, "steered": steered, "ablated": ablated}
+    # Before the controls are run: where no answer of one of these has scores, that is said here.
     entries: dict[str, Any] = {name: entry(outcome, criterion) for name, outcome in named.items()}
+    convergence = [_converge(panel, name, theirs, tuned) for name, theirs in others.items()]
+    first = next((c["outcome"] for c in convergence if c["outcome"] and c["outcome"].scores.judged.any()), None)
+    randoms = _randoms(panel, tuned)
     entries |= randoms
     entries["other_cell_ablated"] = entry(first, criterion) if first else None
     effects = _effects(named, criterion)
@@ -129,12 +130,21 @@ def _converge(panel: Panel, name: str, theirs: Mapping[int, Direction], tuned: O
         "split_half": {str(layer): d.split_half for layer, d in theirs.items()},
         "removed": removed.as_dict() if removed else None,
         "ablated": _short(outcome, panel.criterion) if outcome else None,
-        "not_ablated_because": f"it has no direction at layer {missing[0]}" if missing else None,
+        "not_ablated_because": _why_not(missing, outcome),
         "outcome": outcome,
     }
 
 
+def _why_not(missing: Sequence[int], outcome: Outcome | None) -> str | None:
+    if outcome is None:
+        return f"it has no direction at layer {missing[0]}"
+    return None if outcome.scores.judged.any() else "no answer under it has scores"
+
+
 def _short(outcome: Outcome, criterion: Criterion) -> dict[str, Any]:
+    """The two rates; unknown where no answer has scores, as may be under the largest doses."""
+    if not outcome.scores.judged.any():
+        return {"misaligned": None, "coherent": None}
     return {
         "misaligned": outcome.scores.misaligned_rate(criterion).as_dict(),
         "coherent": outcome.scores.coherent_rate(criterion).as_dict(),

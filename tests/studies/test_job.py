@@ -110,7 +110,7 @@ def test_start_to_end_on_every_architecture(architecture: Checkpoints, tmp_path:
 
 
 def test_start_to_end_under_the_real_qwen_tokenizer(qwen2_real_tokenizer_pair: Checkpoints, tmp_path: Path) -> None:
-    job = tiny_job(qwen2_real_tokenizer_pair, tmp_path, positions=("all_tokens", "response_mean"), samples=2)
+    job = tiny_job(qwen2_real_tokenizer_pair, tmp_path, positions=("all_tokens", "response_mean"), samples=2, token_budget=2048)
     result = run_job(job)
     check_panel(result, job)
     check_receipts(Path(job.out), result, job)

@@ -113,5 +113,5 @@ def test_incoherence_is_told() -> None:
 
 def test_other_fine_tunes_are_told_if_measured() -> None:
     others = [estimate(0.9).as_dict(), None, estimate(0.72).as_dict()]
-    assert "Directions of 2 other fine-tune(s) remove 72.0 % to 90.0 %" in said(PLANTED, PLANTED_EFFECTS, others)["words"]
+    assert "Directions of 2 other fine-tunes remove 72.0 % to 90.0 %" in said(PLANTED, PLANTED_EFFECTS, others)["words"]
     assert "other fine-tune" not in said(PLANTED, PLANTED_EFFECTS, [None])["words"]
