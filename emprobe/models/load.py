@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
@@ -126,7 +126,7 @@ def weights_fingerprint(*locations: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _local_directory(path: str, revision: str | None) -> Path:
+def local_directory(path: str, revision: str | None) -> Path:
     """Where the files of a directory or hub id lie on this disk; raises `EmprobeError` if nowhere."""
     local = Path(path).expanduser()
     if local.is_dir():
@@ -217,7 +217,6 @@ def _check_adapter_base(adapter: str, base: str, directory: Path, base_directory
 def _attach(model: Any, adapter: str, base: str, directory: Path, base_directory: Path) -> Any:
     _check_adapter_base(adapter, base, directory, base_directory)
     try:
-        PeftConfig.from_pretrained(str(directory))
         with warnings.catch_warnings():
             # PEFT asks transformers by a name that transformers means to drop: nothing a user can act on.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -227,10 +226,28 @@ def _attach(model: Any, adapter: str, base: str, directory: Path, base_directory
             f"Adapter {adapter!r} does not fit the base {base!r}: {str(error).strip().splitlines()[0]} "
             "Its layers or shapes are those of another model, or its files are damaged. Give the base it was trained on."
         ) from error
-    missing = [n for n, p in peft_model.named_parameters() if p.is_meta]
-    if missing:
-        raise MismatchError(f"Adapter {adapter!r} left {len(missing)} weights of {base!r} without values (first: {missing[0]}).")
+    _check_adapter_keys(peft_model, adapter, base, directory)
     return peft_model
+
+
+def _check_adapter_keys(model: Any, adapter: str, base: str, directory: Path) -> None:
+    """Refuse an adapter that leaves layers of the base untouched that it names, or has weights for layers the base lacks.
+
+    PEFT only warns of the one, and drops the other in silence.
+    """
+    file = directory / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(str(file), framework="pt") as opened:
+        there = {key for key in opened.keys() if ".lora_" in key}  # noqa: SIM118 - not a mapping
+    wanted = {key for key in get_peft_model_state_dict(model) if ".lora_" in key}
+    if there != wanted:
+        first = min(there ^ wanted)
+        whose = "the base has no such layer" if first in there else "the adapter has no weights for it"
+        raise MismatchError(
+            f"Adapter {adapter!r} does not fit the base {base!r}: {len(there ^ wanted)} weights have no counterpart, first {first} "
+            f"({whose}). Give the base it was trained on."
+        )
 
 
 def load_model(
@@ -263,7 +280,7 @@ def load_model(
         emprobe.errors.EmprobeError: Checkpoint './nowhere' was asked for, but there is no such directory. Check the path.
     """
     name = str(path)
-    directory = _local_directory(name, revision)
+    directory = local_directory(name, revision)
     if is_adapter(directory):
         raise EmprobeError(
             f"{name!r} is a PEFT adapter, not a whole model. Give the model it was trained on as the base and this directory as tuned."
@@ -276,7 +293,7 @@ def load_model(
     blocks_of(model)
     if adapter is None:
         return Checkpoint(model, tokenizer, name, weights_fingerprint(directory))
-    adapter_directory = _local_directory(str(adapter), None)
+    adapter_directory = local_directory(str(adapter), None)
     peft_model = _attach(model, str(adapter), name, adapter_directory, directory).eval()
     fingerprint = weights_fingerprint(directory, adapter_directory)
     return Checkpoint(peft_model, tokenizer, str(adapter), fingerprint, "on", AdapterSwitch(peft_model))

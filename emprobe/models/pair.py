@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emprobe.errors import MismatchError
-from emprobe.models.load import Checkpoint, _local_directory, is_adapter, load_model, weights_fingerprint
+from emprobe.models.load import Checkpoint, is_adapter, load_model, local_directory, weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def load_pair(base: str | Path, tuned: str | Path, **options: Any) -> Checkpoint
         EmprobeError: If one cannot be loaded.
         MismatchError: If architecture, size, vocabulary or chat template differ, or the adapter is another base's.
     """
-    tuned_directory = _local_directory(str(tuned), None)
+    tuned_directory = local_directory(str(tuned), None)
     if is_adapter(tuned_directory):
         on = load_model(base, adapter=tuned, **options)
         off = adapter_off(on, base)
@@ -47,7 +47,7 @@ def load_pair(base: str | Path, tuned: str | Path, **options: Any) -> Checkpoint
 
 def adapter_off(tuned: Checkpoint, base: str | Path) -> Checkpoint:
     """The base checkpoint that lives in an adapted one's weights: the same model with the adapter off."""
-    fingerprint = weights_fingerprint(_local_directory(str(base), None))
+    fingerprint = weights_fingerprint(local_directory(str(base), None))
     return replace(tuned, name=str(base), fingerprint=fingerprint, adapter="off", interventions=tuned.interventions)
 
 

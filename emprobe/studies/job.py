@@ -20,6 +20,7 @@ from emprobe.directions import Direction, fit_directions
 from emprobe.errors import EmprobeError
 from emprobe.files import content_hash, write_json
 from emprobe.models.chat import PLAIN_TEMPLATE
+from emprobe.models.load import local_directory, weights_fingerprint
 from emprobe.models.pair import CheckpointPair, load_pair
 from emprobe.models.positions import check_rule
 from emprobe.models.sites import check_layers
@@ -30,7 +31,7 @@ from emprobe.studies.judging import resolve_judge
 from emprobe.studies.panel import Panel
 from emprobe.studies.result import assemble
 from emprobe.studies.runner import Runner
-from emprobe.studies.selection import DOSES, Choice, Selector, candidate_layers
+from emprobe.studies.selection import DOSES, Selector, candidate_layers
 from emprobe.types import Conversation, Judge
 
 Splits = dict[str, list[Conversation]]
@@ -127,6 +128,7 @@ def run_job(job: Job) -> dict[str, Any]:
         texts, fitted = answered(splits["fit"], runner.run("fit tuned", pair.tuned, splits["fit"], job.dev_samples).scores)
         captured = capture_rules(pair, texts, job.positions, progress=False)
         directions = {rule: _fit(job, acts, fitted) for rule, acts in captured.items()}
+        others = {Path(o).name: _other(job, o, texts) for o in job.others}
         bar.set_description("2/4 choose")
         criterion = Criterion.named(job.criterion)
         select = Selector(runner, pair, splits["dev"], job.dev_samples, criterion, job.coherence_floor, sorted(job.doses))
@@ -135,8 +137,7 @@ def run_job(job: Job) -> dict[str, Any]:
         bar.set_description("3/4 prove")
         acts, chosen = captured[choice.rule], directions[choice.rule]
         panel = Panel(runner, pair, splits["test"], job.samples, criterion, choice, chosen, acts, job.randoms, job.seed)
-        others = {Path(o).name: _other(job, o, texts, choice) for o in job.others}
-        result = assemble(job, panel, splits, others)
+        result = assemble(job, panel, splits, {name: by_rule[choice.rule] for name, by_rule in others.items()})
         bar.set_description("4/4 write")
         bar.total = bar.n
     _write(folder, result, chosen[choice.layer], {layer: chosen[layer] for layer in choice.ablate.layers})
@@ -219,7 +220,7 @@ def _identity(job: Job, pair: CheckpointPair, splits: Splits, judge: Judge) -> d
         **{name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
         "base": pair.base.fingerprint,
         "tuned": pair.tuned.fingerprint,
-        "others": [Path(o).name for o in job.others],
+        "others": {Path(o).name: weights_fingerprint(local_directory(o, None)) for o in job.others},
         "questions": content_hash(asked),
         "chat_template": content_hash(pair.base.tokenizer.chat_template),
         "judge": judge.name,
@@ -263,10 +264,10 @@ def _fit(job: Job, acts: PairActivations, scores: Scores) -> dict[int, Direction
     return fit_directions(acts.tuned.select(rows), labels=labels, contrast="misaligned-aligned", reference=acts.base, seed=job.seed)
 
 
-def _other(job: Job, other: str, texts: Sequence[Conversation], choice: Choice) -> dict[int, Direction]:
-    """Another fine-tune's directions at every layer, read on the same text by the same rule."""
-    pair = load_pair(job.base, other, **job.loading())
-    return fit_directions(capture_rules(pair, texts, [choice.rule], progress=False)[choice.rule], seed=job.seed)
+def _other(job: Job, other: str, texts: Sequence[Conversation]) -> dict[str, dict[int, Direction]]:
+    """Another fine-tune's directions by rule and layer, tuned minus base, read on the same text."""
+    captured = capture_rules(load_pair(job.base, other, **job.loading()), texts, job.positions, progress=False)
+    return {rule: fit_directions(acts, seed=job.seed) for rule, acts in captured.items()}
 
 
 def _write(folder: Path, result: Mapping[str, Any], direction: Direction, ablation: Mapping[int, Direction]) -> None:

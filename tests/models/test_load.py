@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,15 @@ def test_adapter_of_another_architecture(checkpoints_of: Callable[..., Checkpoin
         load_pair(checkpoints_of("gpt2").base, checkpoints_of("llama").adapter)
 
 
+@pytest.mark.parametrize(("trained_on", "message"), [(4, "the base has no such layer"), (2, "the adapter has no weights for it")])
+def test_adapter_of_another_depth(llama: Checkpoints, tmp_path: Path, trained_on: int, message: str) -> None:
+    other = write_base(tmp_path / "other", "llama", n_layers=trained_on)
+    adapter = write_adapter(tmp_path / "adapter", other)
+    with pytest.warns(UserWarning, match="missing adapter keys") if trained_on < 3 else nullcontext():  # noqa: SIM117
+        with pytest.raises(MismatchError, match=message):
+            load_pair(llama.base, adapter)
+
+
 def test_adapter_whose_card_names_other_weights(llama: Checkpoints, tmp_path: Path) -> None:
     adapter = shutil.copytree(llama.adapter, tmp_path / "adapter")
     (adapter / "card.json").write_text(json.dumps({"base_fingerprint": "0" * 64}))
@@ -113,7 +123,8 @@ def test_adapter_that_names_another_hub_model(llama: Checkpoints, tmp_path: Path
     adapter = shutil.copytree(llama.adapter, tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "other/model"}))
-    load_pair(llama.base, adapter)  # a local copy of that model may lie anywhere
+    with pytest.warns(UserWarning, match="Could not find a config file in other"):  # PEFT would have asked the hub
+        load_pair(llama.base, adapter)  # a local copy of that model may lie anywhere
 
 
 def test_damaged_adapter(llama: Checkpoints, tmp_path: Path) -> None:
