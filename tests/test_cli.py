@@ -96,6 +96,14 @@ def test_an_adapter_whose_card_names_another_base(command: list[str], capsys: Ca
     assert "was trained on other weights than" in refuses(command, capsys, "--tuned", str(adapter))
 
 
+def test_another_fine_tune_that_does_not_fit_is_refused_before_the_work(
+    command: list[str], capsys: Capture, checkpoints_of: Callable[..., Checkpoints], llama: Checkpoints
+) -> None:
+    assert "'./nowhere' was asked for, but there is no such directory" in refuses(command, capsys, "--others", "./nowhere")
+    assert "does not fit the base" in refuses(command, capsys, "--others", str(checkpoints_of("gpt2").adapter))
+    assert "'base' has the same weights as the base" in refuses(command, capsys, "--others", str(llama.base))
+
+
 # ---- questions
 
 

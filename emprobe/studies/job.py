@@ -117,7 +117,7 @@ def run_job(job: Job) -> dict[str, Any]:
     splits = _questions(job)
     pair = load_pair(job.base, job.tuned, **job.loading())
     layers = check_layers(job.layers or "all", pair.base.n_layers, "the run")
-    folder = claim_folder(Path(job.out), _identity(job, pair, splits, judge))
+    folder = claim_folder(Path(job.out), {**_identity(job, pair, splits, judge), "others": _other_fingerprints(job, pair)})
     with (
         _threads(pair),
         tqdm(total=_conditions(job, len(layers)), desc="emprobe", unit="condition", dynamic_ncols=True, disable=not job.progress) as bar,
@@ -225,6 +225,15 @@ def _identity(job: Job, pair: CheckpointPair, splits: Splits, judge: Judge) -> d
         "chat_template": content_hash(pair.base.tokenizer.chat_template),
         "judge": judge.name,
     }
+
+
+def _other_fingerprints(job: Job, pair: CheckpointPair) -> dict[str, str]:
+    """Weights of the other fine-tunes; each is loaded once now, so that one which does not fit is refused before the work, not after."""
+    found = {Path(o).name: load_pair(job.base, o, **job.loading()).tuned.fingerprint for o in job.others}
+    same = [name for name, fingerprint in found.items() if fingerprint == pair.base.fingerprint]
+    if same:
+        raise EmprobeError(f"The other fine-tune {same[0]!r} has the same weights as the base, so it has no direction. Leave it out.")
+    return found
 
 
 def _conditions(job: Job, n_layers: int) -> int:

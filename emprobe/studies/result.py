@@ -208,7 +208,8 @@ def _inputs(job: Job, panel: Panel) -> dict[str, Any]:
     return {
         **facts,
         "chat_template": content_hash(panel.pair.base.tokenizer.chat_template),
-        "job": asdict(job),
+        # A judge may be given as an object, which JSON cannot hold.
+        "job": {**asdict(job), "judge": job.judge if isinstance(job.judge, str) else panel.runner.judge.name},
         "environment": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 

@@ -270,6 +270,8 @@ def test_other_weights_questions_or_keywords_are_another_run(llama: Checkpoints,
     job = replace(tiny_job(llama, tmp_path), out=str(folder))
     with pytest.raises(MismatchError, match="another run: tuned differs"):
         run_job(replace(job, tuned=str(write_adapter(tmp_path / "other", llama.base, seed=9))))
+    with pytest.raises(MismatchError, match="another run: others differs"):
+        run_job(replace(job, others=(str(tmp_path / "other"),)))
     with pytest.raises(MismatchError, match="another run: judge differs"):
         run_job(replace(job, judge=f"keywords:{write_keywords(tmp_path / 'other.txt', LETTERS[:2])}"))
     with pytest.raises(MismatchError, match="another run: questions differs"):

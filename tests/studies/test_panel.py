@@ -126,3 +126,15 @@ def test_random_directions_have_the_norm_and_layers_of_the_one_they_stand_in_for
     plans = [[line["layer"] for line in kept[f"test random {i} ablated"]["receipt"]] for i in range(RANDOMS)]
     assert plans == [result["direction"]["ablation"]["layers"]] * RANDOMS
     assert len({line["projection_before"] for (line,) in moves.values()}) == RANDOMS, "every draw is another direction"
+
+
+def test_a_judge_of_ones_own(llama: Checkpoints, tmp_path: Path) -> None:
+    class Gloomy:
+        name = "gloomy"
+
+        def __call__(self, given: Sequence[Conversation]) -> list[Judgement]:
+            return [Judgement(0.0, 90.0) for _ in given]
+
+    result = run_job(tiny_job(llama, tmp_path, judge=Gloomy(), positions=("all_tokens",), layers=(1,)))
+    assert result["panel"]["base"]["misaligned"]["value"] == 1
+    assert read_json(tmp_path / "out" / "result.json")["inputs"]["job"]["judge"] == result["judge"] == "gloomy"

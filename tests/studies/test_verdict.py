@@ -115,3 +115,8 @@ def test_other_fine_tunes_are_told_if_measured() -> None:
     others = [estimate(0.9).as_dict(), None, estimate(0.72).as_dict()]
     assert "Directions of 2 other fine-tunes remove 72.0 % to 90.0 %" in said(PLANTED, PLANTED_EFFECTS, others)["words"]
     assert "other fine-tune" not in said(PLANTED, PLANTED_EFFECTS, [None])["words"]
+
+
+def test_one_other_fine_tune_is_told_in_the_singular() -> None:
+    words = said(PLANTED, PLANTED_EFFECTS, [estimate(0.72).as_dict()])["words"]
+    assert "The direction of one other fine-tune removes 72.0 % of this one's misalignment." in words
