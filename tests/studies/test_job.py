@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from emprobe.behaviour.questions import load_questions
+from emprobe.behaviour.sampling import generate
 from emprobe.behaviour.scores import Scores
 from emprobe.directions import Direction
 from emprobe.errors import EmprobeError, MismatchError
+from emprobe.interventions import Ablate, Add, Operator, intervene
+from emprobe.models import Checkpoint, load_pair
 from emprobe.studies import job as job_module
 from emprobe.studies import runner as runner_module
 from emprobe.studies.job import Job, run_job
@@ -171,6 +176,27 @@ def texts(folder: Path, condition: str) -> list[str]:
     """The answers of a condition, as they were kept."""
     path = next(p for p in (folder / "answers").glob("*.json") if json.loads(p.read_text())["condition"] == condition)
     return [row.text for row in Scores.load(path.with_suffix(".parquet")).rows]
+
+
+def test_the_panel_is_what_the_public_names_give(llama: Checkpoints) -> None:
+    """Every condition anew, from the files of the run alone: the right model, direction, dose and plan."""
+    folder, result = undisturbed(llama)
+    pair = load_pair(llama.base, llama.adapter)
+    found = result["direction"]
+    direction = Direction.load(folder / "direction.safetensors")
+    plan = [Direction.load(folder / f"ablated-{layer}.safetensors") for layer in found["ablation"]["layers"]]
+    test = [q for q in load_questions(folder.parent / "questions.jsonl") if q.labels["split"] == "test"]
+    conditions: dict[str, tuple[Checkpoint, Operator | None]] = {
+        "base": (pair.base, None),
+        "tuned": (pair.tuned, None),
+        f"base + {found['coefficient']:g}": (pair.base, Add(direction, found["coefficient"])),
+        "ablated": (pair.tuned, Ablate(plan, to=found["ablation"]["to"])),
+    }
+    for name, (checkpoint, operator) in conditions.items():
+        with intervene(checkpoint, operator) if operator else nullcontext():
+            given = generate(checkpoint, test, max_new_tokens=6, progress=False)
+        assert [a.response for a in given] == texts(folder, f"test {name}"), name
+    assert texts(folder, "test base") != texts(folder, "test tuned") != texts(folder, "test ablated")
 
 
 @pytest.mark.usefixtures("no_figure")
