@@ -61,8 +61,8 @@ def fit_direction(
     return Direction(
         vector=vector,
         layer=layer,
-        site=reference.site,
-        positions=reference.positions,
+        site=own.site,
+        positions=own.positions,
         raw_norm=norm,
         resid_norm=float(reference.token_norm[column]),
         base_projection=float(reference.token_mean[column].double() @ vector),

@@ -240,7 +240,7 @@ def _check_adapter_keys(model: Any, adapter: str, base: str, directory: Path) ->
         return
     with safe_open(str(file), framework="pt") as opened:
         there = {key for key in opened.keys() if ".lora_" in key}  # noqa: SIM118 - not a mapping
-    wanted = {key for key in get_peft_model_state_dict(model) if ".lora_" in key}
+    wanted = {key for key in get_peft_model_state_dict(model, save_embedding_layers=False) if ".lora_" in key}
     if there != wanted:
         first = min(there ^ wanted)
         whose = "the base has no such layer" if first in there else "the adapter has no weights for it"

@@ -11,11 +11,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from emprobe.activations import PairActivations
+from emprobe.activations import Activations, PairActivations
 from emprobe.behaviour.criterion import Criterion
 from emprobe.behaviour.questions import assign_splits, load_questions
 from emprobe.behaviour.scores import Scores
-from emprobe.capture import capture_rules
+from emprobe.capture import capture, capture_rules
 from emprobe.directions import Direction, fit_directions
 from emprobe.errors import EmprobeError
 from emprobe.files import content_hash, write_json
@@ -124,19 +124,22 @@ def run_job(job: Job) -> dict[str, Any]:
     ):
         runner = Runner(judge, judge.name, folder / "answers", job.seed, job.temperature, job.max_new_tokens, job.token_budget, bar)
         bar.set_description("1/4 capture")
-        # The tuned model's own answers are the text that goes through both models.
+        # The tuned model's own answers are the text that goes through both models; the base's own answers are where its mean is taken,
+        # since that is the state to which an ablation should lead back.
         texts, fitted = answered(splits["fit"], runner.run("fit tuned", pair.tuned, splits["fit"], job.dev_samples).scores)
+        own, _ = answered(splits["fit"], runner.run("fit base", pair.base, splits["fit"], job.dev_samples).scores)
+        reference = capture(pair.base, own, progress=False)
         captured = capture_rules(pair, texts, job.positions, progress=False)
-        directions = {rule: _fit(job, acts, fitted) for rule, acts in captured.items()}
-        others = {Path(o).name: _other(job, o, texts) for o in job.others}
+        directions = {rule: _fit(job, acts, reference, fitted) for rule, acts in captured.items()}
+        others = {Path(o).name: _other(job, o, reference, texts) for o in job.others}
         bar.set_description("2/4 choose")
         criterion = Criterion.named(job.criterion)
         select = Selector(runner, pair, splits["dev"], job.dev_samples, criterion, job.coherence_floor, sorted(job.doses))
         available = sorted(set.intersection(*(set(d) for d in directions.values())) & set(layers))
         choice = select.choose(directions, candidate_layers(pair.base.n_layers, available))
         bar.set_description("3/4 prove")
-        acts, chosen = captured[choice.rule], directions[choice.rule]
-        panel = Panel(runner, pair, splits["test"], job.samples, criterion, choice, chosen, acts, job.randoms, job.seed)
+        chosen = directions[choice.rule]
+        panel = Panel(runner, pair, splits["test"], job.samples, criterion, choice, chosen, reference, job.randoms, job.seed)
         result = assemble(job, panel, splits, {name: by_rule[choice.rule] for name, by_rule in others.items()})
         bar.set_description("4/4 write")
         bar.total = bar.n
@@ -239,7 +242,7 @@ def _other_fingerprints(job: Job, pair: CheckpointPair) -> dict[str, str]:
 def _conditions(job: Job, n_layers: int) -> int:
     """About how many conditions a run has, for the progress bar."""
     layers = min(n_layers, 6)
-    return 3 + len(job.positions) * layers * (len(job.doses) + 4) + 2 * job.randoms + len(job.doses) + 4 + len(job.others)
+    return 4 + len(job.positions) * layers * (len(job.doses) + layers + 1) + 2 * job.randoms + len(job.doses) + 4 + len(job.others)
 
 
 def answered(questions: Sequence[Conversation], scores: Scores) -> tuple[list[Conversation], Scores]:
@@ -251,14 +254,16 @@ def answered(questions: Sequence[Conversation], scores: Scores) -> tuple[list[Co
     by_id = {q.question_id: q for q in questions}
     rows = tuple(r for r in scores.rows if r.text.strip())
     if not rows:
-        raise EmprobeError(f"All {len(scores)} answers of the tuned model are empty, so there is no text to read. Check its chat template.")
+        raise EmprobeError(
+            f"All {len(scores)} answers to the fit questions are empty, so there is no text to read. Check its chat template."
+        )
     return [by_id[r.question_id].answered(r.text, sample=r.sample) for r in rows], Scores(rows, scores.judge)
 
 
-def _fit(job: Job, acts: PairActivations, scores: Scores) -> dict[int, Direction]:
+def _fit(job: Job, acts: PairActivations, reference: Activations, scores: Scores) -> dict[int, Direction]:
     """One direction per layer, by the contrast asked for."""
     if job.contrast == "tuned-base":
-        return fit_directions(acts, seed=job.seed)
+        return fit_directions(acts, reference=reference, seed=job.seed)
     criterion = Criterion.named(job.criterion)
     low = criterion.misaligned(scores.alignment, scores.coherence)
     high = (scores.alignment > ALIGNED_ABOVE) & criterion.coherent(scores.coherence)
@@ -270,13 +275,13 @@ def _fit(job: Job, acts: PairActivations, scores: Scores) -> dict[int, Direction
         )
     rows = [int(i) for i in (low | high).nonzero()[0]]
     labels = [bool(low[i]) for i in rows]
-    return fit_directions(acts.tuned.select(rows), labels=labels, contrast="misaligned-aligned", reference=acts.base, seed=job.seed)
+    return fit_directions(acts.tuned.select(rows), labels=labels, contrast="misaligned-aligned", reference=reference, seed=job.seed)
 
 
-def _other(job: Job, other: str, texts: Sequence[Conversation]) -> dict[str, dict[int, Direction]]:
+def _other(job: Job, other: str, reference: Activations, texts: Sequence[Conversation]) -> dict[str, dict[int, Direction]]:
     """Another fine-tune's directions by rule and layer, tuned minus base, read on the same text."""
     captured = capture_rules(load_pair(job.base, other, **job.loading()), texts, job.positions, progress=False)
-    return {rule: fit_directions(acts, seed=job.seed) for rule, acts in captured.items()}
+    return {rule: fit_directions(acts, reference=reference, seed=job.seed) for rule, acts in captured.items()}
 
 
 def _write(folder: Path, result: Mapping[str, Any], direction: Direction, ablation: Mapping[int, Direction]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emprobe.activations import PairActivations
+from emprobe.activations import Activations
 from emprobe.behaviour.criterion import Criterion
 from emprobe.behaviour.scores import Scores
 from emprobe.directions import Direction
@@ -34,7 +34,7 @@ class Panel:
         criterion: What counts as misaligned.
         choice: What development questions chose.
         directions: The chosen rule's direction at every layer.
-        acts: The activations they were fitted on; random directions take their base means from them.
+        reference: The base on its own answers; random directions take their base means from it.
         randoms: How many random directions.
         seed: Draws them.
     """
@@ -46,7 +46,7 @@ class Panel:
     criterion: Criterion
     choice: Choice
     directions: Mapping[int, Direction]
-    acts: PairActivations
+    reference: Activations
     randoms: int
     seed: int
 
@@ -90,7 +90,7 @@ class Panel:
         made = {}
         for layer, direction in directions.items():
             vector = random_directions(1, len(direction.vector), seed=self.seed * 1_000_003 + draw * 1009 + layer)[0]
-            mean = float(self.acts.base.token_mean[self.acts.base.column(layer)].double() @ vector)
+            mean = float(self.reference.token_mean[self.reference.column(layer)].double() @ vector)
             made[layer] = replace(direction, vector=vector, base_projection=mean, contrast="random", split_half=None)
         return made
 

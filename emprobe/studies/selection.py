@@ -78,13 +78,13 @@ def candidate_layers(n_layers: int, available: Sequence[int]) -> list[int]:
 
 
 def ablation_plans(layers: Sequence[int]) -> list[tuple[int, ...]]:
-    """Layers to ablate together: each alone, and each with all candidates behind it.
+    """Layers to ablate together: every run of neighbouring candidates, single ones first.
 
-    >>> ablation_plans([1, 2])
-    [(1,), (2,), (1, 2)]
+    >>> ablation_plans([1, 2, 5])
+    [(1,), (2,), (5,), (1, 2), (2, 5), (1, 2, 5)]
     """
-    singles = [(layer,) for layer in layers]
-    return singles + [tuple(layers[start:]) for start in range(len(layers) - 1)]
+    n = len(layers)
+    return [tuple(layers[start : start + length]) for length in range(1, n + 1) for start in range(n - length + 1)]
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,7 @@ def test_adapter_that_names_another_hub_model(llama: Checkpoints, tmp_path: Path
     adapter = shutil.copytree(llama.adapter, tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "other/model"}))
-    with pytest.warns(UserWarning, match="Could not find a config file in other"):  # PEFT would have asked the hub
-        load_pair(llama.base, adapter)  # a local copy of that model may lie anywhere
+    load_pair(llama.base, adapter)  # a local copy of that model may lie anywhere
 
 
 def test_damaged_adapter(llama: Checkpoints, tmp_path: Path) -> None:

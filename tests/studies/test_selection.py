@@ -99,7 +99,7 @@ def test_an_incoherent_dose_is_not_chosen_however_misaligned() -> None:
 
 def test_fewest_layers_that_come_near_the_best() -> None:
     tuned = {"dev tuned": (14, N)} | {
-        f"dev ablate r {p} to {t}": (12, N) for p in ("0", "1", "2", "0+1+2", "1+2") for t in ("zero", "base_mean")
+        f"dev ablate r {p} to {t}": (12, N) for p in ("0", "1", "2", "0+1", "1+2", "0+1+2") for t in ("zero", "base_mean")
     }
     chosen, _ = choose(tuned | {"dev ablate r 0+1+2 to zero": (1, N), "dev ablate r 1+2 to base_mean": (1, N)})
     assert (chosen.ablate.layers, chosen.ablate.to) == ((1, 2), "base_mean")
@@ -217,6 +217,8 @@ def test_candidates_of_a_deep_model_are_spread_over_its_middle(n_layers: int) ->
 @given(st.sets(st.integers(0, 50), max_size=8).map(sorted))
 def test_laws_of_ablation_plans(layers: list[int]) -> None:
     plans = ablation_plans(layers)
-    assert len(set(plans)) == len(plans) == max(2 * len(layers) - 1, 0)
-    assert plans[: len(layers)] == [(layer,) for layer in layers]
-    assert all(plan == tuple(layers[layers.index(plan[0]) :]) for plan in plans[len(layers) :]), "each with all candidates behind it"
+    n = len(layers)
+    assert len(set(plans)) == len(plans) == n * (n + 1) // 2
+    assert plans[:n] == [(layer,) for layer in layers]
+    assert [len(plan) for plan in plans] == sorted(len(plan) for plan in plans), "fewer layers come first"
+    assert all(plan == tuple(layers[layers.index(plan[0]) :][: len(plan)]) for plan in plans), "every plan is a run of neighbours"
