@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 from functools import lru_cache
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
@@ -66,6 +68,7 @@ def tiny_job(checkpoints: Checkpoints, folder: Path, **changes: Any) -> Job:
 def undisturbed(checkpoints: Checkpoints, other: Path | None = None) -> tuple[Path, dict[str, Any]]:
     """The folder and the result of one plain run, made once; nobody may write there."""
     folder = Path(mkdtemp(prefix="emprobe-tests-"))
+    atexit.register(rmtree, folder, ignore_errors=True)
     result = run_job(tiny_job(checkpoints, folder, others=(str(other),) if other else ()))
     return folder / "out", result
 
