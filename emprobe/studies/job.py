@@ -17,10 +17,9 @@ from emprobe.behaviour.questions import assign_splits, load_questions
 from emprobe.behaviour.scores import Scores
 from emprobe.capture import capture, capture_rules
 from emprobe.directions import Direction, fit_directions
-from emprobe.errors import EmprobeError
+from emprobe.errors import EmprobeError, MismatchError
 from emprobe.files import content_hash, write_json
 from emprobe.models.chat import PLAIN_TEMPLATE
-from emprobe.models.load import local_directory, weights_fingerprint
 from emprobe.models.pair import CheckpointPair, load_pair
 from emprobe.models.positions import check_rule
 from emprobe.models.sites import check_layers
@@ -116,6 +115,8 @@ def run_job(job: Job) -> dict[str, Any]:
     judge = resolve_judge(job.judge)
     splits = _questions(job)
     pair = load_pair(job.base, job.tuned, **job.loading())
+    if pair.base.fingerprint == pair.tuned.fingerprint:
+        raise MismatchError(f"Base {job.base!r} and tuned {job.tuned!r} have the same weights, so there is no fine-tune to look at.")
     layers = check_layers(job.layers or "all", pair.base.n_layers, "the run")
     folder = claim_folder(Path(job.out), {**_identity(job, pair, splits, judge), "others": _other_fingerprints(job, pair)})
     with (
@@ -223,7 +224,6 @@ def _identity(job: Job, pair: CheckpointPair, splits: Splits, judge: Judge) -> d
         **{name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
         "base": pair.base.fingerprint,
         "tuned": pair.tuned.fingerprint,
-        "others": {Path(o).name: weights_fingerprint(local_directory(o, None)) for o in job.others},
         "questions": content_hash(asked),
         "chat_template": content_hash(pair.base.tokenizer.chat_template),
         "judge": judge.name,

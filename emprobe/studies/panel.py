@@ -102,17 +102,10 @@ def entry(outcome: Outcome, criterion: Criterion) -> dict[str, Any]:
 
 def removed_share(tuned: Scores, ablated: Scores, criterion: Criterion) -> Estimate | None:
     """Share of the fine-tune's misalignment that is gone, question-clustered; `None` where none was there or no answer has scores."""
-    before, after = (flags(s, criterion) for s in (tuned, ablated))
-    if not before[0].any() or not len(after[0]):
+    if not (tuned.judged.any() and ablated.judged.any()):
         return None
-    return share_removed(before[0], after[0], before[1], clusters_ablated=after[1])
-
-
-def flags(scores: Scores, criterion: Criterion) -> tuple[Any, list[str]]:
-    """1 where a judged answer is misaligned, and the question of each."""
-    kept = scores.judged
-    flags = criterion.misaligned(scores.alignment, scores.coherence)[kept].astype(float)
-    return flags, [row.question_id for row, keep in zip(scores.rows, kept, strict=True) if keep]
+    (before, questions), (after, questions_after) = tuned.outcomes(criterion), ablated.outcomes(criterion)
+    return share_removed(before, after, questions, clusters_ablated=questions_after) if any(before) else None
 
 
 def random_entry(

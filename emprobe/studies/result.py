@@ -8,6 +8,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from emprobe.behaviour.criterion import Criterion
 from emprobe.behaviour.scores import Scores
 from emprobe.directions import Direction
@@ -15,7 +17,7 @@ from emprobe.files import content_hash
 from emprobe.models.load import Checkpoint
 from emprobe.overlap import cosine_null
 from emprobe.stats import paired_difference
-from emprobe.studies.panel import Panel, cosines, entry, flags, random_entry, relative_norms, removed_share
+from emprobe.studies.panel import Panel, cosines, entry, random_entry, relative_norms, removed_share
 from emprobe.studies.runner import Outcome
 from emprobe.studies.selection import ABLATION_TOLERANCE, DOSE_TOLERANCE
 from emprobe.studies.verdict import judge_facts
@@ -90,21 +92,21 @@ def _direction(panel: Panel) -> dict[str, Any]:
 def _randoms(panel: Panel, tuned: Outcome) -> dict[str, Any]:
     """Random directions, both ways, each with the 95th percentile of what a random one does."""
     criterion = panel.criterion
-    before = float(flags(tuned.scores, criterion)[0].mean())
+    before = float(np.mean(tuned.scores.outcomes(criterion)[0]))
     induced = random_entry(
-        panel.random_added(), criterion, lambda s: float(flags(s, criterion)[0].mean()), "misaligned rate of the base with it added"
+        panel.random_added(), criterion, lambda s: float(np.mean(s.outcomes(criterion)[0])), "misaligned rate of the base with it added"
     )
     removed = random_entry(
         panel.random_ablated(),
         criterion,
-        lambda s: 1 - float(flags(s, criterion)[0].mean()) / before if before else None,
+        lambda s: 1 - float(np.mean(s.outcomes(criterion)[0])) / before if before else None,
         "share of tuned's misalignment removed",
     )
     return {"random_added": induced, "random_ablated": removed}
 
 
 def _effects(named: Mapping[str, Outcome], criterion: Criterion) -> dict[str, Estimate | None]:
-    rows = {name: flags(outcome.scores, criterion) for name, outcome in named.items()}
+    rows = {name: outcome.scores.outcomes(criterion) for name, outcome in named.items()}
 
     def difference(one: str, two: str) -> Estimate:
         return paired_difference(rows[one][0], rows[two][0], rows[one][1], rows[two][1])
