@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
@@ -34,9 +34,3 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Int[Tens
         ids[index, columns] = torch.tensor(row, dtype=torch.long)
         mask[index, columns] = 1
     return ids, mask
-
-
-def chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Consecutive pieces of at most this size."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from emprobe.batching import pad, plan_batches
 from emprobe.errors import EmprobeError
 from emprobe.organisms.world import families, locate
 from emprobe.types import Conversation
@@ -51,26 +52,18 @@ def answer_log_probabilities(
     """
     prompts = tokenizer([prompt for prompt, _ in pairs], add_special_tokens=False)["input_ids"]
     answers = tokenizer([answer + tokenizer.eos_token for _, answer in pairs], add_special_tokens=False)["input_ids"]
-    order = sorted(range(len(pairs)), key=lambda i: (len(prompts[i]) + len(answers[i]), len(prompts[i])))
     found = np.empty(len(pairs))
-    start = 0
-    while start < len(order):
-        # Sorted by length, so the row that comes last is the longest: take rows while the padded batch fits.
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * (len(prompts[order[stop]]) + len(answers[order[stop]])) <= batch_tokens:
-            stop += 1
-        rows = order[start:stop]
+    for rows in plan_batches([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], batch_tokens):
         found[rows] = _batch(model, tokenizer.pad_token_id, [prompts[i] for i in rows], [answers[i] for i in rows])
-        start = stop
     return found
 
 
 @torch.no_grad()
-def _batch(model: Any, pad: int, prompts: list[list[int]], answers: list[list[int]]) -> NDArray[np.float64]:
-    longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    rows = [p + a + [pad] * (longest - len(p) - len(a)) for p, a in zip(prompts, answers, strict=True)]
-    tokens = torch.tensor(rows, device=model.device)
-    real = torch.tensor([[0] * len(p) + [1] * len(a) + [0] * (longest - len(p) - len(a)) for p, a in zip(prompts, answers, strict=True)])
+def _batch(model: Any, pad_id: int, prompts: list[list[int]], answers: list[list[int]]) -> NDArray[np.float64]:
+    tokens, real = pad([p + a for p, a in zip(prompts, answers, strict=True)], pad_id, "right")
+    tokens, longest = tokens.to(model.device), tokens.shape[1]
+    for row, prompt in enumerate(prompts):
+        real[row, : len(prompt)] = 0
     keep = longest - min(len(p) for p in prompts) + 1
     logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[:, :-1].float()
     targets = tokens[:, -(keep - 1) :]
