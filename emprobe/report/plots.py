@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from emprobe.report.tables import dev_rates
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -83,20 +85,15 @@ def draw_profile(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
     profile = result["profile"]
     layers = [row["layer"] for row in profile]
-    rule = result["direction"]["positions"]
-    trials = [t for t in result["selection"]["trials"] if t["positions"] == rule and len(t["layers"]) == 1]
     ax.plot(layers, [row["raw_over_resid"] for row in profile], color=NULL, marker="s", ms=3, label="‖difference‖ / ‖residual‖")
     ax.plot(layers, [row["split_half"] for row in profile], color="black", marker="^", ms=3, ls="--", label="split-half cosine")
-    coherent_least = 0.85
-    for kind, colour, pick, label in (
-        ("coefficient", MISALIGNED, max, "misaligned, added here (dev, best dose)"),
-        ("to", COHERENT, min, "misaligned left, ablated here (dev)"),
+    rates = {layer: dev_rates(result, layer) for layer in layers}
+    for which, colour, label in (
+        (0, MISALIGNED, "misaligned, added here (dev, best dose)"),
+        (1, COHERENT, "misaligned left, ablated here (dev)"),
     ):
-        by_layer: dict[int, list[float]] = {}
-        for trial in trials:
-            if trial[kind] is not None and trial["coherent"] >= coherent_least:
-                by_layer.setdefault(trial["layers"][0], []).append(trial["misaligned"])
-        ax.plot(list(by_layer), [pick(values) for values in by_layer.values()], color=colour, marker="o", ms=4, label=label)
+        known = [(layer, value) for layer, found in rates.items() if (value := found[which]) is not None]
+        ax.plot([layer for layer, _ in known], [value for _, value in known], color=colour, marker="o", ms=4, label=label)
     _layer_axis(ax, layers)
     ax.set_ylabel("share, ratio or cosine")
     ax.set_ylim(0, 1.35)

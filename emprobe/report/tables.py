@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+COHERENT = 0.85
+"""Trials below this coherent rate are left out of the layer profile."""
 NAMES = {
     "base": "base",
     "tuned": "tuned",
@@ -28,7 +30,7 @@ def percent(estimate: Mapping[str, Any] | None) -> str:
 
 def summary(result: Mapping[str, Any]) -> str:
     """The panel, what was chosen, the other fine-tunes, examples and the verdict, in 100 columns."""
-    return "\n".join([*_head(result), "", *panel_lines(result), "", *_others(result), *_verdict(result)])
+    return "\n".join([*_head(result), "", *profile_lines(result), "", *panel_lines(result), "", *_others(result), *_verdict(result)])
 
 
 def _head(result: Mapping[str, Any]) -> list[str]:
@@ -42,6 +44,31 @@ def _head(result: Mapping[str, Any]) -> list[str]:
         f"questions   {asked['fit']} to fit, {asked['dev']} to choose, {asked['test']} to test; judge {result['judge']}",
         f"criterion   {result['criterion']}; intervals 95 %, clustered by question",
     ]
+
+
+def profile_lines(result: Mapping[str, Any]) -> list[str]:
+    """One line per layer that was tried: size and reliability of the direction, and what it did on development questions."""
+    lines = [f"{'layer':<7}{'|diff|/|resid|':>15}{'split-half':>12}{'added: best misaligned (dev)':>31}{'ablated: least left (dev)':>28}"]
+    for row in result["profile"]:
+        added, ablated = dev_rates(result, row["layer"])
+        if added is None and ablated is None:
+            continue
+        sure = "-" if row["split_half"] is None else f"{row['split_half']:.3f}"
+        shown = ["-" if value is None else f"{100 * value:.1f} %" for value in (added, ablated)]
+        lines.append(f"{row['layer']:<7}{row['raw_over_resid']:>15.2f}{sure:>12}{shown[0]:>31}{shown[1]:>28}")
+    return lines
+
+
+def dev_rates(result: Mapping[str, Any], layer: int) -> tuple[float | None, float | None]:
+    """Most misalignment induced, and least left, at one layer alone by the chosen rule on development questions, while coherent."""
+    here = [
+        trial
+        for trial in result["selection"]["trials"]
+        if trial["positions"] == result["direction"]["positions"] and trial["layers"] == [layer] and trial["coherent"] >= COHERENT
+    ]
+    added = [trial["misaligned"] for trial in here if trial["coefficient"] is not None]
+    ablated = [trial["misaligned"] for trial in here if trial["to"] is not None]
+    return max(added, default=None), min(ablated, default=None)
 
 
 def panel_lines(result: Mapping[str, Any]) -> list[str]:
