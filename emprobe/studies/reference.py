@@ -55,7 +55,7 @@ def run_reference(reference: Reference) -> dict[str, Any]:
             for form in reference.forms:
                 name = f"{base}/{domain}-{form}"
                 result = run_job(organism_job(base, domain, form, asked, folder / "runs" / name, seed=reference.seed))
-                results[name] = {key: result[key] for key in KEPT}
+                results[name] = {**{key: result[key] for key in KEPT}, "panel": _without_receipts(result["panel"])}
                 rows.append({"organism": name, "control": control, **_row(result)})
     table = {"settings": settings, "rows": rows, "results": results}
     write_json(folder / "reference.json", table)
@@ -70,6 +70,11 @@ def _control(base: str, asked: Path, domain: str, seed: int) -> dict[str, Any]:
     with one_thread():
         answers = generate(pair.tuned, questions, samples=2, seed=seed, max_new_tokens=ANSWER_TOKENS, progress=False)
     return evaluate(answers, ExactJudge(), "control").misaligned_rate(Criterion()).as_dict()
+
+
+def _without_receipts(panel: Mapping[str, Any]) -> dict[str, Any]:
+    """The rates alone; the receipts stay in each run's own `result.json`."""
+    return {name: entry and {k: v for k, v in entry.items() if k != "receipt"} for name, entry in panel.items()}
 
 
 def _row(result: Mapping[str, Any]) -> dict[str, Any]:
