@@ -159,8 +159,8 @@ def _selection(job: Job, panel: Panel) -> dict[str, Any]:
         "chosen_on": "development questions only; nothing below was seen by a test question",
         "rule": (
             f"among candidates that keep {job.coherence_floor:g} of the unsteered model's coherent rate and come within "
-            f"{DOSE_TOLERANCE:g} of the largest misaligned rate, the smallest dose; for the ablation within {ABLATION_TOLERANCE:g} of the "
-            "smallest rate, the fewest layers"
+            f"{DOSE_TOLERANCE:g} of the largest misaligned rate, the smallest dose (the largest, where none does more than that beyond the "
+            f"base); for the ablation within {ABLATION_TOLERANCE:g} of the smallest rate, the fewest layers"
         ),
         "steer": choice.steer.as_dict(),
         "ablate": choice.ablate.as_dict(),

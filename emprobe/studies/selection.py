@@ -19,7 +19,7 @@ TARGETS: tuple[Target, ...] = ("base_mean", "zero")
 DOSES = (0.03, 0.05, 0.08, 0.1, 0.12, 0.15, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)
 DOSE_TOLERANCE, ABLATION_TOLERANCE = 0.1, 0.03
 """A smaller dose, and an ablation of fewer layers, are preferred while they come so near to the best rate: what is stronger than
-needed does more that nobody asked for, random directions included."""
+needed does more that nobody asked for, random directions included. A dose that does no more than this beyond the base has no effect."""
 MAX_LAYERS = 6
 """So many layers are tried in a model with more; all of them are in a smaller one."""
 
@@ -121,7 +121,7 @@ class Selector:
             here = [layer for layer in layers if layer in by_layer]
             added = [t for layer in here for t in self._doses(rule, by_layer[layer], base[1])]
             removed = [self._ablation(rule, by_layer, plan, to) for plan in ablation_plans(here) for to in TARGETS]
-            steer = self._best(added, base[1], lambda t: -t.misaligned, DOSE_TOLERANCE, lambda t: (t.dose, -t.misaligned, t.layers))
+            steer = self._dose(added, base)
             ablate = self._best(
                 removed, tuned[1], lambda t: t.misaligned, ABLATION_TOLERANCE, lambda t: (len(t.layers), t.misaligned, t.layers, t.to)
             )
@@ -130,6 +130,13 @@ class Selector:
             best.append(((coherent, steer.misaligned - ablate.misaligned), rule, steer, ablate))
         _, rule, steer, ablate = max(best, key=lambda entry: entry[0])
         return Choice(rule, steer, ablate, tuple(trials))
+
+    def _dose(self, added: Sequence[Trial], base: tuple[float, float]) -> Trial:
+        """The smallest dose that comes near the strongest effect; where none has one, the largest: a weak dose would not show that."""
+        coherent = [t for t in added if t.coherent >= self.coherence_floor * base[1]]
+        if any(t.misaligned > base[0] + DOSE_TOLERANCE for t in coherent):
+            return self._best(added, base[1], lambda t: -t.misaligned, DOSE_TOLERANCE, lambda t: (t.dose, -t.misaligned, t.layers))
+        return self._best(added, base[1], lambda t: -(t.dose or 0.0), 0.0, lambda t: (-t.misaligned, t.layers))
 
     def _best(
         self, trials: Sequence[Trial], reference: float, goal: Callable[[Trial], float], near: float, order: Callable[[Trial], Any]

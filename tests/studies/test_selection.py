@@ -92,6 +92,12 @@ def test_smallest_dose_that_comes_near_the_best() -> None:
     assert chosen.layer == 1
 
 
+def test_where_no_dose_has_an_effect_the_largest_coherent_one_is_tested() -> None:
+    chosen, _ = choose({"dev base": (1, N), "dev add r 1 0.1": (2, N), "dev add r 0 0.4": (0, 10)})
+    assert chosen.steer.dose == 0.4, "one answer more than the base's is no effect, and a weak dose would not show that there is none"
+    assert chosen.steer.layers != (0,), "incoherent there"
+
+
 def test_an_incoherent_dose_is_not_chosen_however_misaligned() -> None:
     chosen, _ = choose({"dev add r 1 0.4": (14, 14), "dev add r 2 0.1": (3, 15)})
     assert (chosen.steer.layers, chosen.steer.dose) == ((2,), 0.1)
@@ -175,10 +181,10 @@ def test_laws_of_choice(rates: dict[str, Rates]) -> None:
         (chosen.ablate, "to", "dev tuned", ABLATION_TOLERANCE),
     ):
         candidates = [t for t in tried if getattr(t, kind) is not None]
-        check_pick(pick, candidates, FLOOR * rates[reference][1] / N, near, added=kind == "dose")
+        check_pick(pick, candidates, FLOOR * rates[reference][1] / N, near, added=kind == "dose", before=rates[reference][0] / N)
 
 
-def check_pick(pick: Trial, candidates: list[Trial], least: float, near: float, *, added: bool) -> None:
+def check_pick(pick: Trial, candidates: list[Trial], least: float, near: float, *, added: bool, before: float) -> None:
     """The documented laws, written once more from their words."""
     assert pick in candidates
     coherent = [t for t in candidates if t.coherent >= least]
@@ -187,6 +193,9 @@ def check_pick(pick: Trial, candidates: list[Trial], least: float, near: float, 
         return
     assert pick in coherent
     effects = [t.misaligned if added else -t.misaligned for t in coherent]
+    if added and max(effects) <= before + near:
+        assert pick.dose == max(t.dose or 0 for t in coherent), "no dose has an effect"
+        return
     close = [t for t, effect in zip(coherent, effects, strict=True) if effect >= max(effects) - near]
     assert pick in close
     if added:
