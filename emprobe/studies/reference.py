@@ -19,7 +19,7 @@ from emprobe.studies.demo import ANSWER_TOKENS, organism_job, write_questions
 from emprobe.studies.folder import claim_folder
 from emprobe.studies.job import run_job
 
-KEPT = ("direction", "panel", "effects", "verdict", "convergence", "breakdown", "criterion", "questions")
+KEPT = ("direction", "panel", "effects", "verdict", "convergence", "criterion", "questions")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def run_reference(reference: Reference) -> dict[str, Any]:
             for form in reference.forms:
                 name = f"{base}/{domain}-{form}"
                 result = run_job(organism_job(base, domain, form, asked, folder / "runs" / name, seed=reference.seed))
-                results[name] = {**{key: result[key] for key in KEPT}, "panel": _without_receipts(result["panel"])}
+                results[name] = _kept(result)
                 rows.append({"organism": name, "control": control, **_row(result)})
     table = {"settings": settings, "rows": rows, "results": results}
     write_json(folder / "reference.json", table)
@@ -72,9 +72,10 @@ def _control(base: str, asked: Path, domain: str, seed: int) -> dict[str, Any]:
     return evaluate(answers, ExactJudge(), "control").misaligned_rate(Criterion()).as_dict()
 
 
-def _without_receipts(panel: Mapping[str, Any]) -> dict[str, Any]:
-    """The rates alone; the receipts stay in each run's own `result.json`."""
-    return {name: entry and {k: v for k, v in entry.items() if k != "receipt"} for name, entry in panel.items()}
+def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table's readers need; receipts and the other breakdowns stay in each run's own `result.json`."""
+    panel = {name: entry and {k: v for k, v in entry.items() if k != "receipt"} for name, entry in result["panel"].items()}
+    return {**{key: result[key] for key in KEPT}, "panel": panel, "held_out": result["breakdown"].get("held_out")}
 
 
 def _row(result: Mapping[str, Any]) -> dict[str, Any]:
