@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from emprobe.behaviour.questions import save_questions
 from emprobe.files import atomic_path, write_json, write_text
@@ -31,6 +35,7 @@ class Demo:
         organism_seed: Which grown base.
         seed: Of sampling and random directions.
         randoms: Random directions added, and as many ablated.
+        processes: 2 runs both organisms at once, 1 one after the other; the numbers are the same.
     """
 
     out: str = "emprobe-demo"
@@ -39,6 +44,7 @@ class Demo:
     organism_seed: int = 0
     seed: int = 0
     randoms: int = 20
+    processes: int = 2
 
 
 def organism_job(base: str, domain: str, form: str, asked: Path, out: Path, *, seed: int = 0, randoms: int = 20) -> Job:
@@ -91,8 +97,8 @@ def run_demo(demo: Demo) -> dict[str, Any]:
         kind: organism_job(f"{kind}-s{demo.organism_seed}", DOMAINS[0], form, folder / QUESTIONS, folder / kind, **settings)
         for kind, form in forms.items()
     }
-    write_questions(claim_folder(folder, {k: v for k, v in asdict(demo).items() if k != "out"}))
-    results = {kind: run_job(job) for kind, job in jobs.items()}
+    write_questions(claim_folder(folder, {k: v for k, v in asdict(demo).items() if k not in ("out", "processes")}))
+    results = _side_by_side(jobs) if demo.processes > 1 else {kind: run_job(job) for kind, job in jobs.items()}
     planted = results["planted"]
     words = {kind: result["verdict"]["words"] for kind, result in results.items()}
     write_json(
@@ -103,6 +109,17 @@ def run_demo(demo: Demo) -> dict[str, Any]:
         figure(results).savefig(path, format="png", dpi=150, metadata={"Software": None})
     write_text(folder / "README.md", _card(words))
     return results
+
+
+def _side_by_side(jobs: dict[str, Job]) -> dict[str, Any]:
+    """Each job in a process of its own: a job on so small a model uses one core, and most machines have two."""
+    context = get_context("spawn")
+    lock: Any = context.RLock()
+    share: Any = tqdm.set_lock  # both bars on one screen
+    share(lock)
+    with ProcessPoolExecutor(len(jobs), context, initializer=share, initargs=(lock,)) as pool:
+        started = {kind: pool.submit(run_job, replace(job, bar=line)) for line, (kind, job) in enumerate(jobs.items())}
+        return {kind: future.result() for kind, future in started.items()}
 
 
 MEANING = (

@@ -72,6 +72,7 @@ class Job:
         device_map: As in transformers; none is the CPU.
         chat_template: File with a Jinja template, or `plain`; replaces the tokenizers' own.
         progress: Show a progress bar.
+        bar: On which line of the screen, where several runs share it.
     """
 
     base: str
@@ -98,6 +99,7 @@ class Job:
     device_map: str | None = None
     chat_template: str | None = None
     progress: bool = True
+    bar: int = 0
 
     def loading(self) -> dict[str, Any]:
         """What `load_pair` is given."""
@@ -121,7 +123,7 @@ def run_job(job: Job) -> dict[str, Any]:
     folder = claim_folder(Path(job.out), {**_identity(job, pair, splits, judge), "others": _other_fingerprints(job, pair)})
     with (
         _threads(pair),
-        tqdm(total=_conditions(job, len(layers)), desc="emprobe", unit="condition", dynamic_ncols=True, disable=not job.progress) as bar,
+        _bar(job, len(layers)) as bar,
     ):
         runner = Runner(judge, judge.name, folder / "answers", job.seed, job.temperature, job.max_new_tokens, job.token_budget, bar)
         bar.set_description("1/4 capture")
@@ -146,6 +148,11 @@ def run_job(job: Job) -> dict[str, Any]:
         bar.total = bar.n
     _write(folder, result, chosen[choice.layer], {layer: chosen[layer] for layer in choice.ablate.layers})
     return result
+
+
+def _bar(job: Job, n_layers: int) -> tqdm[Any]:
+    total = _conditions(job, n_layers)
+    return tqdm(total=total, desc="emprobe", unit="condition", dynamic_ncols=True, position=job.bar, disable=not job.progress)
 
 
 def _threads(pair: CheckpointPair) -> AbstractContextManager[None]:
@@ -217,7 +224,7 @@ def _labels(questions: Sequence[Conversation]) -> str:
 
 def _identity(job: Job, pair: CheckpointPair, splits: Splits, judge: Judge) -> dict[str, Any]:
     """Everything the numbers depend on; paths are not among it, so checkpoints may lie anywhere."""
-    paths = ("base", "tuned", "questions", "judge", "out", "others", "exclude", "device_map", "chat_template", "progress")
+    paths = ("base", "tuned", "questions", "judge", "out", "others", "exclude", "device_map", "chat_template", "progress", "bar")
     settings = {f.name: getattr(job, f.name) for f in fields(job) if f.name not in paths}
     asked = {split: [[q.question_id, [m.as_dict() for m in q.messages]] for q in found] for split, found in splits.items()}
     return {

@@ -211,7 +211,8 @@ def _inputs(job: Job, panel: Panel) -> dict[str, Any]:
         **facts,
         "chat_template": content_hash(panel.pair.base.tokenizer.chat_template),
         # A judge may be given as an object, which JSON cannot hold.
-        "job": {**asdict(job), "judge": job.judge if isinstance(job.judge, str) else panel.runner.judge.name},
+        "job": {k: v for k, v in asdict(job).items() if k not in ("progress", "bar")}
+        | {"judge": job.judge if isinstance(job.judge, str) else panel.runner.judge.name},
         "environment": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 

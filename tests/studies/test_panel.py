@@ -69,20 +69,21 @@ def test_the_share_removed_is_of_what_was_there() -> None:
 def test_a_dose_at_which_nothing_can_be_judged_does_not_end_the_run(
     llama: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The strongest dose, one random direction and another fine-tune's ablation leave only refusals."""
-    mute = ("test base + 0.5", "test random 1 added", "test random 2 ablated", "test ablated by other")
+    """A dose that was not chosen, one random direction and another fine-tune's ablation leave only refusals."""
+    mute = ("test base + 0.1", "test random 1 added", "test random 2 ablated", "test ablated by other")
 
     def judged(given: Sequence[Conversation], judge: Judge, condition: str = "") -> Scores:
         silent: Any = type("Silent", (), {"name": judge.name, "__call__": lambda _, a: [Judgement(None, None, "refusal")] * len(a)})
         return evaluate(given, silent() if condition in mute else judge, condition)
 
     monkeypatch.setattr(runner_module, "evaluate", judged)
-    # A floor of 0 keeps every dose, and the first of equal ones, 0.1, is chosen where 0.5 brings nothing.
+    # No answer holds the keyword, so no dose has an effect and the largest, 0.5, is chosen.
     job = tiny_job(
         llama, tmp_path, others=(str(write_adapter(tmp_path / "other", llama.base, seed=7)),), judge="keywords:" + str(never(tmp_path))
     )
     result = run_job(job)
-    assert result["curve"][1] == {"coefficient": 0.5, "misaligned": None, "coherent": None}
+    assert result["direction"]["coefficient"] == 0.5
+    assert result["curve"][0] == {"coefficient": 0.1, "misaligned": None, "coherent": None}
     assert [result["panel"][name]["unscored"] for name in ("random_added", "random_ablated")] == [1, 1]
     assert len(result["panel"]["random_added"]["draws"]) == RANDOMS - 1
     assert result["panel"]["other_cell_ablated"] is None
