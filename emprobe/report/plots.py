@@ -36,6 +36,11 @@ def _whiskers(estimates: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     ]
 
 
+def _legend(ax: Axes) -> None:
+    """Above the axes, where no line can run through it."""
+    ax.legend(fontsize=7, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
 def _layer_axis(ax: Axes, layers: Sequence[int]) -> None:
     ax.set_xlabel("layer (block output)")
     ax.set_xticks(layers if len(layers) <= 16 else layers[:: len(layers) // 8])
@@ -56,7 +61,7 @@ def draw_panel(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(len(names)), [LABELS[name] for name in names], fontsize=7)
     ax.set_ylabel("% of answers")
     ax.set_ylim(0, 105)
-    ax.legend(fontsize=7, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.14), frameon=False)
+    _legend(ax)
     return ax
 
 
@@ -76,7 +81,7 @@ def draw_dose_response(result: Mapping[str, Any], *, ax: Axes | None = None) -> 
     ax.set_xlabel(f"coefficient (mean residual norms) at layer {result['direction']['layer']}")
     ax.set_ylabel("% of answers")
     ax.set_ylim(-2, 105)
-    ax.legend(fontsize=7, frameon=False, loc="center right")
+    _legend(ax)
     return ax
 
 
@@ -96,9 +101,8 @@ def draw_profile(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
         ax.plot([layer for layer, _ in known], [value for _, value in known], color=colour, marker="o", ms=4, label=label)
     _layer_axis(ax, layers)
     ax.set_ylabel("share, ratio or cosine")
-    ax.set_ylim(0, 1.35)
-    ax.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
-    ax.legend(fontsize=7, frameon=False, loc="upper center", ncols=2)
+    ax.set_ylim(0, 1.05)
+    _legend(ax)
     return ax
 
 
@@ -111,7 +115,7 @@ def draw_convergence(result: Mapping[str, Any], *, ax: Axes | None = None) -> Ax
     if result["convergence"]:
         null = result["convergence"][0]["cosine_null_p95"]
         ax.axhspan(-null, null, color=NULL, alpha=0.25, lw=0, label="95 % of random directions")
-        ax.legend(fontsize=7, frameon=False)
+        _legend(ax)
     else:
         ax.text(0.5, 0.5, "no other fine-tune was given", ha="center", transform=ax.transAxes, fontsize=8)
     _layer_axis(ax, [row["layer"] for row in result["profile"]])
@@ -130,5 +134,5 @@ def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
         for ax, draw in zip(axes, (draw_panel, draw_dose_response, draw_profile, draw_convergence), strict=True):
             draw(result, ax=ax)
             ax.spines[["top", "right"]].set_visible(False)
-        axes[0].set_title(title, loc="left", fontweight="bold")
+        axes[0].set_title(title, loc="left", fontweight="bold", pad=22)
     return made
