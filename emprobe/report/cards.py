@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ def card(result: Mapping[str, Any]) -> str:
         *_examples(result),
         "## How it was chosen",
         f"{result['selection']['rule']}. {result['selection']['chosen_on']}.",
+        "## Run it again",
+        f"```\n{command(inputs['job'])}\n```",
         "## Rules of the verdict",
         _facts(result["verdict"]["rules"]),
         "## Provenance",
@@ -46,6 +49,20 @@ def card(result: Mapping[str, Any]) -> str:
     text = "\n\n".join(parts) + "\n"
     ModelCard(text)
     return text
+
+
+def command(job: Mapping[str, Any]) -> str:
+    """The command line that makes the same result, in another folder.
+
+    >>> command({"base": "a", "out": "b", "others": ["c d", "e"], "dev_samples": 2, "layers": [], "dtype": None})
+    "emprobe run --base a --others 'c d' e --dev-samples 2 --out DIR"
+    """
+    words = ["emprobe", "run"]
+    for name, value in job.items():
+        values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+        if values and name != "out":
+            words += [f"--{name.replace('_', '-')}", *(shlex.quote(f"{v:g}" if isinstance(v, float) else str(v)) for v in values)]
+    return " ".join([*words, "--out", "DIR"])
 
 
 def _panel(result: Mapping[str, Any]) -> str:
