@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -115,11 +117,23 @@ def _side_by_side(jobs: dict[str, Job]) -> dict[str, Any]:
     """Each job in a process of its own: a job on so small a model uses one core, and most machines have two."""
     context = get_context("spawn")
     lock: Any = context.RLock()
-    share: Any = tqdm.set_lock  # both bars on one screen
-    share(lock)
-    with ProcessPoolExecutor(len(jobs), context, initializer=share, initargs=(lock,)) as pool:
+    with ProcessPoolExecutor(len(jobs), context, initializer=_start_worker, initargs=(lock,)) as pool:
         started = {kind: pool.submit(run_job, replace(job, bar=line)) for line, (kind, job) in enumerate(jobs.items())}
         return {kind: future.result() for kind, future in started.items()}
+
+
+def _start_worker(lock: Any) -> None:
+    """Share the screen for the bars, and leave when the parent is gone: a killed demo must not run on unseen."""
+    share: Any = tqdm.set_lock
+    share(lock)
+    Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 MEANING = (
