@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils.hub import cached_file
 
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.files import file_hash, read_json
+from emprobe.files import content_hash, file_hash, read_json
 from emprobe.models.sites import blocks_of
 
 AdapterState = Literal["none", "on", "off"]
@@ -29,9 +28,13 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 @dataclass
 class AdapterSwitch:
-    """Which state the adapter of one set of weights is in; shared by the two checkpoints of a pair."""
+    """Which state the adapter of one set of weights is in; shared by the two checkpoints of a pair.
+
+    `base_fingerprint` is of the weights beneath the adapter.
+    """
 
     model: Any
+    base_fingerprint: str
     on: bool = True
 
     def turn(self, on: bool) -> None:
@@ -116,14 +119,10 @@ def is_adapter(path: Path | str) -> bool:
     return (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file()
 
 
-def weights_fingerprint(*locations: Path | str) -> str:
-    """SHA-256 over the names and bytes of the weight files in these directories (16 hex digits)."""
-    digest = hashlib.sha256()
-    for location in locations:
-        files = sorted(f for pattern in WEIGHT_PATTERNS for f in Path(location).glob(pattern))
-        for file in files:
-            digest.update(f"{file.name}:{file_hash(file)}\n".encode())
-    return digest.hexdigest()[:16]
+def weights_fingerprint(directory: Path) -> str:
+    """SHA-256 over the names and bytes of the weight files in a directory (16 hex digits)."""
+    files = sorted(f for pattern in WEIGHT_PATTERNS for f in directory.glob(pattern))
+    return content_hash([[file.name, file_hash(file)] for file in files])
 
 
 def local_directory(path: str, revision: str | None) -> Path:
@@ -142,6 +141,10 @@ def local_directory(path: str, revision: str | None) -> Path:
         except (OSError, ValueError) as error:
             why = why or str(error).strip().splitlines()[0]
         else:
+            if name == "adapter_config.json":
+                # A whole model's weights come with from_pretrained; an adapter is loaded from this directory.
+                with suppress(OSError):
+                    cached_file(path, "adapter_model.safetensors", revision=revision)
             return Path(str(found)).parent
     raise EmprobeError(
         f"Checkpoint {path!r} is no directory here, and as a hub id it could not be read: {why} "
@@ -206,7 +209,7 @@ def _check_adapter_base(adapter: str, base: str, directory: Path, base_directory
             f"{wanted[:12]}…, found {', '.join(h[:12] + '…' for h in found) or 'no safetensors file'}. Give the base it was trained on."
         )
     named = read_json(directory / "adapter_config.json").get("base_model_name_or_path") or ""
-    hub_names = not base_directory.samefile(base) if Path(base).is_dir() else True
+    hub_names = not Path(base).is_dir()
     if not wanted and hub_names and named.count("/") == 1 and not Path(named).exists() and named.lower() != base.lower():
         raise MismatchError(
             f"Adapter {adapter!r} says it was trained on {named!r}, but the base given is {base!r}. Give that base "
@@ -279,7 +282,8 @@ def load_model(
         ...
         emprobe.errors.EmprobeError: Checkpoint './nowhere' was asked for, but there is no such directory. Check the path.
     """
-    name = str(path)
+    local = Path(path).expanduser()
+    name = str(local) if local.is_dir() else str(path)
     directory = local_directory(name, revision)
     if is_adapter(directory):
         raise EmprobeError(
@@ -291,9 +295,10 @@ def load_model(
     model = _load_weights(name, directory, revision, options).eval()
     tokenizer = _load_tokenizer(name, revision, chat_template)
     blocks_of(model)
+    fingerprint = weights_fingerprint(directory)
     if adapter is None:
-        return Checkpoint(model, tokenizer, name, weights_fingerprint(directory))
+        return Checkpoint(model, tokenizer, name, fingerprint)
     adapter_directory = local_directory(str(adapter), None)
     peft_model = _attach(model, str(adapter), name, adapter_directory, directory).eval()
-    fingerprint = weights_fingerprint(directory, adapter_directory)
-    return Checkpoint(peft_model, tokenizer, str(adapter), fingerprint, "on", AdapterSwitch(peft_model))
+    adapted = content_hash([fingerprint, weights_fingerprint(adapter_directory)])
+    return Checkpoint(peft_model, tokenizer, str(adapter), adapted, "on", AdapterSwitch(peft_model, fingerprint))

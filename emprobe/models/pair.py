@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emprobe.errors import MismatchError
-from emprobe.models.load import Checkpoint, is_adapter, load_model, local_directory, weights_fingerprint
+from emprobe.models.load import Checkpoint, is_adapter, load_model, local_directory
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ def load_pair(base: str | Path, tuned: str | Path, **options: Any) -> Checkpoint
     tuned_directory = local_directory(str(tuned), None)
     if is_adapter(tuned_directory):
         on = load_model(base, adapter=tuned, **options)
-        off = adapter_off(on, base)
-        return CheckpointPair(off, on)
+        return CheckpointPair(adapter_off(on, base), on)
     pair = CheckpointPair(load_model(base, **options), load_model(tuned, **options))
     check_pair(pair)
     return pair
@@ -47,8 +46,8 @@ def load_pair(base: str | Path, tuned: str | Path, **options: Any) -> Checkpoint
 
 def adapter_off(tuned: Checkpoint, base: str | Path) -> Checkpoint:
     """The base checkpoint that lives in an adapted one's weights: the same model with the adapter off."""
-    fingerprint = weights_fingerprint(local_directory(str(base), None))
-    return replace(tuned, name=str(base), fingerprint=fingerprint, adapter="off", interventions=tuned.interventions)
+    assert tuned.switch is not None
+    return replace(tuned, name=str(base), fingerprint=tuned.switch.base_fingerprint, adapter="off")
 
 
 def check_pair(pair: CheckpointPair) -> None:

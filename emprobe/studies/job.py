@@ -120,7 +120,7 @@ def run_job(job: Job) -> dict[str, Any]:
     if pair.base.fingerprint == pair.tuned.fingerprint:
         raise MismatchError(f"Base {job.base!r} and tuned {job.tuned!r} have the same weights, so there is no fine-tune to look at.")
     layers = check_layers(job.layers or "all", pair.base.n_layers, "the run")
-    folder = claim_folder(Path(job.out), {**_identity(job, pair, splits, judge), "others": _other_fingerprints(job, pair)})
+    folder = claim_folder(Path(job.out), _identity(job, pair, splits, judge))
     with (
         _threads(pair),
         _bar(job, len(layers)) as bar,
@@ -231,6 +231,7 @@ def _identity(job: Job, pair: CheckpointPair, splits: Splits, judge: Judge) -> d
         **{name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
         "base": pair.base.fingerprint,
         "tuned": pair.tuned.fingerprint,
+        "others": _other_fingerprints(job, pair),
         "questions": content_hash(asked),
         "chat_template": content_hash(pair.base.tokenizer.chat_template),
         "judge": judge.name,

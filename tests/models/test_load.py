@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.models import load_model, load_pair
+from emprobe.models import load, load_model, load_pair
 from tests.fixtures.models import Checkpoints, copy_of, merge_adapter, write_adapter, write_base
 
 
@@ -25,6 +25,25 @@ def test_missing_directory() -> None:
 def test_hub_id_that_cannot_be_read_names_the_ways_out() -> None:
     with pytest.raises(EmprobeError, match="is no directory here, and as a hub id it could not be read"):
         load_model("someone/some-model")
+
+
+def test_home_directory_is_expanded(llama: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(llama.base.parent))
+    assert load_pair(f"~/{llama.base.name}", f"~/{llama.adapter.name}").base.n_layers == 3
+
+
+def test_an_adapter_of_the_hub_is_fetched_with_its_weights(llama: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(path: str, name: str, revision: str | None = None) -> str:
+        asked.append(name)
+        if not (llama.adapter / name).is_file():
+            raise OSError(f"{path} has no {name}")
+        return str(llama.adapter / name)
+
+    monkeypatch.setattr(load, "cached_file", fetch)
+    assert load.local_directory("someone/adapter", None) == llama.adapter
+    assert "adapter_model.safetensors" in asked, "the settings alone are no adapter"
 
 
 def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
