@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from emprobe.errors import MismatchError
-from emprobe.models.load import Checkpoint, is_adapter, load_model, local_directory
+from emprobe.models.adapters import is_adapter
+from emprobe.models.load import Checkpoint, load_model, local_directory
 
 
 @dataclass(frozen=True)
