@@ -1,0 +1,1 @@
+"""Speed, as ratios measured side by side in one process: `python -m tests.benchmarks.NAME --json` prints one JSON object."""
