@@ -26,12 +26,13 @@ class Direction:
         vector: float64, norm 1.
         layer: 0-based block at whose `site` it was read.
         positions: The position rule it was fitted at.
-        raw_norm: Norm of the mean difference before it was made a unit vector.
-        resid_norm: Mean norm of the base's residual stream there; the unit `resid` of a coefficient.
+        raw_norm: Norm of the mean difference before it was made a unit vector; of an imported one, its norm in the file.
+        resid_norm: Mean norm of the base's residual stream there; the unit `resid` of a coefficient. `None` if imported: no file has it.
         base_projection: Mean projection of the base's residual stream on it over all tokens; where ablation to the mean leaves it.
+            `None` if imported.
         contrast: What was subtracted from what; `sign` says what positive means.
         split_half: Cosine between directions of two random halves of the questions, mean over splits; `None` where it cannot be split.
-        n: Rows it was fitted on, `questions` how many questions they belong to.
+        n: Rows it was fitted on, `questions` how many questions they belong to; `None` if imported.
         provenance: Checkpoints, fingerprints, estimator, seed.
     """
 
@@ -40,14 +41,14 @@ class Direction:
     site: Site
     positions: str
     raw_norm: float
-    resid_norm: float
-    base_projection: float
+    resid_norm: float | None
+    base_projection: float | None
     contrast: str
     sign: str
     estimator: str
     split_half: float | None
-    n: int
-    questions: int
+    n: int | None
+    questions: int | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,11 +61,16 @@ class Direction:
 
     def __repr__(self) -> str:
         sure = "unknown" if self.split_half is None else f"{self.split_half:.3f}"
+        relative = "residual norm unknown" if self.relative_norm is None else f"{self.relative_norm:.2f} of the residual norm"
         return (
             f"Direction({self.contrast}, {self.site}[{self.layer}], {self.positions}, d_model {len(self.vector)}, raw norm "
-            f"{self.raw_norm:.3g} = {self.raw_norm / self.resid_norm:.2f} of the residual norm, split-half cosine {sure}, "
-            f"n {self.n})"
+            f"{self.raw_norm:.3g} ({relative}), split-half cosine {sure}, n {'unknown' if self.n is None else self.n})"
         )
+
+    @property
+    def relative_norm(self) -> float | None:
+        """The mean difference in mean residual norms; `None` where the residual norm is unknown."""
+        return None if self.resid_norm is None else self.raw_norm / self.resid_norm
 
     def dose(self, coefficient: float, unit: Unit = "resid") -> float:
         """A coefficient in absolute units: how far along the unit vector it moves the residual stream.
@@ -74,11 +80,18 @@ class Direction:
             unit: `resid` (mean residual norms), `raw` (norms of the mean difference), or `abs`.
 
         Raises:
-            EmprobeError: If the unit does not exist.
+            EmprobeError: If the unit does not exist, or is the residual norm and that is unknown.
         """
         if unit not in UNITS:
             raise EmprobeError(f"Unit {unit!r} does not exist. Use one of: {', '.join(UNITS)}.")
-        return coefficient * {"resid": self.resid_norm, "raw": self.raw_norm, "abs": 1.0}[unit]
+        norm = {"resid": self.resid_norm, "raw": self.raw_norm, "abs": 1.0}[unit]
+        if norm is None:
+            raise EmprobeError(
+                f"A dose of {coefficient:g} in unit 'resid' is a unit without a norm: the mean residual norm at {self.site}[{self.layer}] "
+                "is unknown (an imported direction does not bring it). Use unit='raw' (norms of the vector in its file) or 'abs', or "
+                "measure it: dataclasses.replace(direction, resid_norm=float(acts.token_norm[acts.column(layer)]))."
+            )
+        return coefficient * norm
 
     def cosine(self, other: Direction) -> float:
         """Signed cosine with another direction of the same width."""

@@ -113,7 +113,7 @@ class Ablate:
             raise EmprobeError("Ablate was given two directions at one layer; the second would undo the first's mean. Give one per layer.")
         label = f"Ablate(to {self.to})"
         return [
-            Edit(layer, d.site, d.vector, "set", 0.0 if self.to == "zero" else d.base_projection, self.strength, self.where, label)
+            Edit(layer, d.site, d.vector, "set", 0.0 if self.to == "zero" else _base_mean(d), self.strength, self.where, label)
             for layer, d in targets
         ]
 
@@ -141,6 +141,16 @@ class SetProjection:
 
 
 Operator = Add | Ablate | SetProjection
+
+
+def _base_mean(direction: Direction) -> float:
+    if direction.base_projection is None:
+        raise EmprobeError(
+            f"Ablate(to='base_mean') needs the base's mean projection on the direction at {direction.site}[{direction.layer}], which is "
+            "unknown (an imported direction does not bring it). Use to='zero', or measure it: dataclasses.replace(direction, "
+            "base_projection=float(acts.token_mean[acts.column(layer)].double() @ direction.vector))."
+        )
+    return direction.base_projection
 
 
 def _layers(asked: Layers, own: int) -> Sequence[int]:

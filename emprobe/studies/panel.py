@@ -157,7 +157,7 @@ def relative_norms(directions: Mapping[int, Direction]) -> list[dict[str, Any]]:
             "layer": layer,
             "raw_norm": d.raw_norm,
             "resid_norm": d.resid_norm,
-            "raw_over_resid": d.raw_norm / d.resid_norm,
+            "raw_over_resid": d.relative_norm,
             "split_half": d.split_half,
         }
         for layer, d in sorted(directions.items())
