@@ -1,0 +1,1 @@
+"""Subspaces, overlap and its nulls."""
