@@ -1,55 +1,135 @@
-"""Where to read and write: the decoder blocks of a model, found and proved, and their inputs and outputs."""
+"""Where to read and write: the sites of a decoder block, and the modules at which a given model has them."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from emprobe.errors import EmprobeError
+from emprobe.models.blocks import blocks_of, decoder_of, hidden_of, input_of, with_hidden
+from emprobe.models.proof import ATTENTION_NAMES, MLP_NAMES, Parts, parts_of
 from emprobe.types import Site
 
-BLOCK_NAMES = ("layers", "h", "blocks", "block")
+__all__ = [
+    "READABLE_SITES",
+    "SUPPORTED_SITES",
+    "Tap",
+    "blocks_of",
+    "check_layers",
+    "check_site",
+    "decoder_of",
+    "hidden_of",
+    "input_of",
+    "taps_of",
+    "with_hidden",
+]
+
 SUPPORTED_SITES: tuple[Site, ...] = ("resid_pre", "resid_post")
+"""Sites that can be steered as well as read: a block's input and output, which every model has."""
+
+READABLE_SITES: tuple[Site, ...] = get_args(Site)
+"""Sites that can be read, those inside a block where the model proves them."""
 
 
-def decoder_of(model: Any) -> nn.Module:
-    """The inner model that holds the blocks and no language-model head."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    found = decoder if isinstance(decoder, nn.Module) else getattr(model, model.base_model_prefix, model)
-    assert isinstance(found, nn.Module)
-    return found
+@dataclass(frozen=True)
+class Tap:
+    """Where in a block a site is read: the input or the output of a module."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+
+    def listen(self, read: Callable[[Tensor], None]) -> RemovableHandle:
+        """Hand every hidden state that passes here to `read`, until the handle is removed."""
+        if self.side == "input":
+            return self.module.register_forward_pre_hook(lambda _, args, kwargs: read(input_of(args, kwargs)), with_kwargs=True)
+        return self.module.register_forward_hook(lambda _, args, output: read(hidden_of(output)))
 
 
-def blocks_of(model: Any) -> nn.ModuleList:
-    """The decoder blocks of a model, in order; as many as its config says.
+def taps_of(source: Any, site: Site, layers: Sequence[int]) -> list[Tap]:
+    """Where the model has a site, one tap per layer, in the order given.
+
+    `resid_pre` and `resid_post` are a block's input and output. `attn_out` and `mlp_out` are what attention and MLP add to the residual
+    stream (after a norm of their own, where the model has one), `resid_mid` is resid_pre + attn_out as the next module receives it;
+    these three are proved on the model itself by one small forward pass, paid for once per model.
+
+    Args:
+        source: A `Checkpoint`, or the Hugging Face model in it; its adapter stays as it is.
+        site: Any site.
+        layers: 0-based blocks.
 
     Raises:
-        EmprobeError: If no list of that many blocks is found; names what was looked for.
+        EmprobeError: If a layer does not exist, or the site is not proved at one of them; says what was looked for and how far off it is.
     """
-    decoder = decoder_of(model)
-    wanted = int(model.config.get_text_config().num_hidden_layers)
-    for name in BLOCK_NAMES:
-        blocks = getattr(decoder, name, None)
-        if isinstance(blocks, nn.ModuleList) and len(blocks) == wanted:
-            return blocks
-    raise EmprobeError(
-        f"The decoder blocks of {type(model).__name__} were not found: looked in {type(decoder).__name__} for a list of "
-        f"{wanted} blocks named {', '.join(BLOCK_NAMES)}. Is it a decoder-only language model?"
+    model = getattr(source, "hf", source)
+    check_site(site, READABLE_SITES)
+    blocks = blocks_of(model)
+    chosen = check_layers(layers, len(blocks), "taps_of")
+    if site in ("resid_pre", "resid_post"):
+        return [Tap(blocks[layer], "input" if site == "resid_pre" else "output") for layer in chosen]
+    parts = parts_of(model)
+    refused = [layer for layer in chosen if not _proved(parts[layer], site)]
+    if refused:
+        worst = max(refused, key=lambda layer: _deviation(parts[layer], site))
+        raise EmprobeError(_refusal(type(model).__name__, site, worst, parts[worst], len(refused), len(chosen)))
+    side: Literal["input", "output"] = "input" if site == "resid_mid" else "output"
+    return [Tap(blocks[layer].get_submodule(_child(parts[layer], site)), side) for layer in chosen]
+
+
+def _child(parts: Parts, site: Site) -> str:
+    name = parts.middle if site == "resid_mid" else parts.closest and parts.closest[site == "mlp_out"]
+    assert name is not None
+    return name
+
+
+def _deviation(parts: Parts, site: Site) -> float:
+    summed = parts.deviation <= parts.tolerance
+    return parts.middle_deviation if site == "resid_mid" and summed else parts.deviation
+
+
+def _proved(parts: Parts, site: Site) -> bool:
+    return _deviation(parts, site) <= parts.tolerance
+
+
+def _refusal(model: str, site: Site, layer: int, parts: Parts, n_refused: int, n_asked: int) -> str:
+    where = f"{parts.block} {layer}" + (f" (and {n_refused - 1} more of {n_asked} layers)" if n_refused > 1 else "")
+    off = f"off by {_deviation(parts, site):.2g} of what is added (allowed {parts.tolerance:.0e})"
+    if parts.closest is None:
+        found = "no two such modules"
+    elif not parts.deviation <= parts.tolerance:
+        found = f"the closest are {parts.closest[0]} and {parts.closest[1]}, {off}"
+    elif parts.parallel:
+        return (
+            f"Site 'resid_mid' does not exist in {model}: in {where} attention and MLP run side by side (parallel residual), so nothing "
+            "receives resid_pre + attn_out. Use resid_pre, attn_out, mlp_out or resid_post."
+        )
+    else:
+        closest = f"the closest is {parts.middle}, {off}" if parts.middle else "none runs after the attention"
+        return (
+            f"Site 'resid_mid' is not proved in {model}: looked in {where} for a module that receives resid_pre + attn_out; {closest}. "
+            "Use resid_pre, attn_out, mlp_out or resid_post."
+        )
+    return (
+        f"Site {site!r} is not proved in {model}: looked in {where} for two modules, one with {' or '.join(ATTENTION_NAMES)} and one with "
+        f"{' or '.join(MLP_NAMES)} in its name, whose outputs added to the block's input give its output; {found}. "
+        "Use resid_pre or resid_post."
     )
 
 
-def check_site(site: str) -> Site:
-    """The site, if it can be read and steered.
+def check_site(site: str, supported: Sequence[Site] = SUPPORTED_SITES) -> Site:
+    """The site, if it is one of those that are supported.
 
     Raises:
         EmprobeError: If it is no site, or not one that is supported.
     """
-    if site not in SUPPORTED_SITES:
-        known = "is no site" if site not in get_args(Site) else "is not supported yet"
-        raise EmprobeError(f"Site {site!r} {known}. Use one of: {', '.join(SUPPORTED_SITES)}.")
-    return site
+    for known in supported:
+        if site == known:
+            return known
+    why = "is no site" if site not in READABLE_SITES else "is not supported yet"
+    raise EmprobeError(f"Site {site!r} {why}. Use one of: {', '.join(supported)}.")
 
 
 def check_layers(layers: Any, n_layers: int, asked_by: str) -> tuple[int, ...]:
@@ -74,15 +154,3 @@ def check_layers(layers: Any, n_layers: int, asked_by: str) -> tuple[int, ...]:
             "(0-based blocks). Choose among these."
         )
     return chosen
-
-
-def hidden_of(output: Any) -> torch.Tensor:
-    """The hidden state in a block's output: the tensor itself (transformers 5) or the first of a tuple (4)."""
-    hidden = output[0] if isinstance(output, tuple) else output
-    assert isinstance(hidden, torch.Tensor)
-    return hidden
-
-
-def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
-    """The block's output with its hidden state replaced; nothing is written in place."""
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
