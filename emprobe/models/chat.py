@@ -1,15 +1,17 @@
-"""Render a conversation by its chat template, and know for every token whether it is prompt or response."""
+"""Render conversations by the chat template, and know for every token whether it is the template's, a message's or the response's."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from emprobe.errors import EmprobeError
+from emprobe.models.rendering import Rendered, Renderer, Span, apply_template
 from emprobe.types import Conversation
 
 logger = logging.getLogger(__name__)
@@ -19,22 +21,44 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}\nAssistant:\n{% endif %}"
 )
 """A template for models that have none, offered by name (`plain`) and never taken silently."""
+CHUNK = 1024
+"""Texts per call of the tokenizer: one call has no cost worth saving, and the offsets of a million texts would not fit in memory."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one rendered conversation and the spans in them.
+    """Token ids of one rendered conversation and the spans in them; all spans are `[start, stop)` in tokens.
+
+    Every token is the response's, a message's, or the template's own (role headers, special tokens, default system prompts,
+    thinking blocks that it inserts, the closing of the turn). A token that holds any character of a message or of the response
+    is theirs, and one that straddles the end of the prompt is the answer's.
 
     Attributes:
         ids: All token ids, special tokens of the template included, no padding.
         n_prompt: How many of them belong to the prompt (up to and with the template's opening of the answer).
-        response: `[start, stop)` of the response's own tokens; empty for a question. The template's closing tokens
-            after the response lie behind `stop`.
+        response: The response's own tokens; empty for a question. The template's closing tokens lie behind `stop`.
+        contents: The tokens of the prompt's messages, in the order of the text.
+        lost: The messages that the template dropped or rewrote, so that they could not be found in its text.
+        notes: What was seen, each `name: detail`, with the names `double_bos`, `bos_added`, `default_system`, `thinking`,
+            `answer_rewritten`, `content_lost`.
+
+    Example:
+        >>> Encoded((1, 7, 8, 9, 2), n_prompt=3, response=(3, 4), contents=((1, 2),)).template
+        (0, 2, 4)
     """
 
     ids: tuple[int, ...]
     n_prompt: int
-    response: tuple[int, int]
+    response: Span
+    contents: tuple[Span, ...] = ()
+    lost: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def template(self) -> tuple[int, ...]:
+        """Indices of the template's own tokens: all that are neither a message's nor the response's."""
+        given = {i for span in (*self.contents, self.response) for i in range(*span)}
+        return tuple(i for i in range(len(self.ids)) if i not in given)
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
@@ -43,71 +67,108 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation
     Raises:
         EmprobeError: If the tokenizer has no chat template, or the template refuses these messages.
     """
-    return _apply(tokenizer, conversation, [m.as_dict() for m in conversation.messages], open_answer=True)
-
-
-def _apply(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, messages: Sequence[Mapping[str, str]], *, open_answer: bool
-) -> str:
-    if not tokenizer.chat_template:
-        raise EmprobeError(
-            f"The tokenizer of {tokenizer.name_or_path!r} has no chat template, so how a question becomes a prompt is unknown. "
-            "Pass chat_template= (--chat-template FILE, or --chat-template plain for 'User:' and 'Assistant:' lines)."
-        )
-    try:
-        return str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=open_answer))
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise EmprobeError(
-            f"The chat template of {tokenizer.name_or_path!r} refuses question {conversation.question_id!r} "
-            f"(roles: {', '.join(m['role'] for m in messages)}): {error}. Some templates take no system message."
-        ) from error
+    return apply_template(tokenizer, conversation, [m.as_dict() for m in conversation.messages], open_answer=True)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
-    """Token ids and spans of a conversation.
+    """Token ids and spans of one conversation; see `encode_all`, which is faster for many."""
+    return encode_all(tokenizer, [conversation])[0]
 
-    The whole text is tokenised once, and a token belongs to the response if it ends inside it by the tokenizer's own
-    character offsets: tokenising prompt and response apart would draw other boundaries.
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Encoded]:
+    """Token ids and spans of conversations, in their order; equal ones are worked on once and share one record.
+
+    Each whole text is tokenised once, and its spans come from the tokenizer's own character offsets: tokenising prompt and
+    response apart would draw other boundaries.
 
     Raises:
-        EmprobeError: If there is no chat template, or the tokenizer gives no offsets.
+        EmprobeError: If there is no chat template, it refuses some messages, or the tokenizer gives no offsets.
     """
-    prompt = render_prompt(tokenizer, conversation)
-    answer, (start, stop) = _rendered_answer(tokenizer, conversation, prompt)
+    renderer = Renderer(tokenizer)
+    different = {(c.messages, c.response): c for c in conversations}
+    made: list[Encoded] = []
+    rows = list(different.values())
+    for first in range(0, len(rows), CHUNK):
+        rendered = [renderer.render(c) for c in rows[first : first + CHUNK]]
+        made += [_spans(row, *read) for row, read in zip(rendered, tokenise(tokenizer, [r.text for r in rendered]), strict=True)]
+    _warn(rows, made)
+    encoded = dict(zip(different, made, strict=True))
+    return [encoded[c.messages, c.response] for c in conversations]
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[Span], str]]:
+    """Ids, character offsets and a note on the BOS (empty if there is nothing to say) of each rendered text.
+
+    A BOS with which the tokenizer opens every text and which the template left out is put in front; a second one is never added.
+    """
     if not tokenizer.is_fast:
         raise EmprobeError(f"The tokenizer of {tokenizer.name_or_path!r} gives no character offsets. Load a fast one (tokenizer.json).")
-    batch = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(batch["input_ids"]), list(batch["offset_mapping"])
-    if _needs_bos(tokenizer, ids):
-        ids, offsets = [tokenizer.bos_token_id, *ids], [(0, 0), *offsets]
-    n_prompt = sum(1 for _, end in offsets if end <= len(prompt))
-    inside = [i for i, (begin, end) in enumerate(offsets) if begin < stop and end > start and i >= n_prompt]
-    return Encoded(tuple(ids), n_prompt, (inside[0], inside[-1] + 1) if inside else (n_prompt, n_prompt))
-
-
-def _rendered_answer(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, prompt: str) -> tuple[str, tuple[int, int]]:
-    """What the template makes of the response (its text and the closing of the turn), and the response's characters in the whole."""
-    response = (conversation.response or "").strip()
-    if not response:
-        return "", (len(prompt), len(prompt))
-    messages = [*(m.as_dict() for m in conversation.messages), {"role": "assistant", "content": response}]
-    whole = _apply(tokenizer, conversation, messages, open_answer=False)
-    start = len(prompt) + len(whole[len(prompt) :]) - len(whole[len(prompt) :].lstrip())
-    if whole.startswith(prompt) and whole.startswith(response, start):
-        return whole[len(prompt) :], (start, start + len(response))
-    # Templates that drop parts of an answer (thinking blocks) do not continue their own prompt.
-    logger.warning(
-        "The chat template rewrites the answer to question %r; its text is appended to the prompt as it is.", conversation.question_id
+    batch = tokenizer(
+        list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, return_token_type_ids=False
     )
-    return response, (len(prompt), len(prompt) + len(response))
-
-
-def _needs_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
-    """Whether the tokenizer opens every text with a BOS that the template left out; a second one is never added."""
     bos = tokenizer.bos_token_id
-    if bos is None or (ids and ids[0] == bos):
-        return False
-    return bool(tokenizer("a")["input_ids"][:1] == [bos])
+    opens = bos is not None and bool(tokenizer("a")["input_ids"][:1] == [bos])
+    for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+        if opens and ids[:1] != [bos]:
+            yield [bos, *ids], [(0, 0), *_widened(offsets)], "bos_added: the template left out the BOS that the tokenizer opens texts with"
+        else:
+            double = bos is not None and ids[:2] == [bos, bos]
+            yield ids, _widened(offsets), "double_bos: the rendered conversation begins with two BOS tokens" if double else ""
+
+
+def _widened(offsets: list[Span]) -> list[Span]:
+    """Offsets in which no token is empty: some tokenizers trim a token of spaces to nothing, or split a character into bytes."""
+    if all(begin < end for begin, end in offsets):
+        return offsets
+    wide, last = [], 0
+    for begin, end in offsets:
+        begin = min(begin, last) if begin == end else begin
+        wide.append((begin, max(end, begin + 1)))
+        last = max(last, end)
+    return wide
+
+
+def tokens_of(offsets: Sequence[Span], start: int, stop: int) -> Span:
+    """The tokens that hold any of the characters `[start, stop)`.
+
+    >>> tokens_of([(0, 4), (4, 9), (9, 10)], 6, 10)
+    (1, 3)
+    """
+    if stop <= start:
+        return 0, 0
+    first = bisect_right(offsets, start, key=lambda o: o[1])
+    return first, max(first, bisect_left(offsets, stop, key=lambda o: o[0]))
+
+
+def _spans(row: Rendered, ids: list[int], offsets: list[Span], note: str) -> Encoded:
+    n_prompt = bisect_right(offsets, row.prompt_end, key=lambda o: o[1])
+    start, stop = tokens_of(offsets, *row.response)
+    response = (max(start, n_prompt), stop) if stop > max(start, n_prompt) else (n_prompt, n_prompt)
+    found = (tokens_of(offsets, *span) for span in row.contents)
+    contents = tuple((a, min(b, n_prompt)) for a, b in found if a < min(b, n_prompt))
+    return Encoded(tuple(ids), n_prompt, response, contents, row.lost, (*row.notes, note) if note else row.notes)
+
+
+def summarise_notes(encoded: Sequence[Encoded]) -> tuple[str, ...]:
+    """Each note once, with the number of rows that have it, the most frequent first.
+
+    >>> summarise_notes([Encoded((1,), 1, (1, 1), notes=("bos_added: put in",)), Encoded((1,), 1, (1, 1))])
+    ('bos_added: put in (1 of 2 rows)',)
+    """
+    counts = Counter(note for row in encoded for note in row.notes)
+    return tuple(f"{note} ({count} of {len(encoded)} rows)" for note, count in counts.most_common())
+
+
+def _warn(conversations: Iterable[Conversation], encoded: Iterable[Encoded]) -> None:
+    pairs = zip(conversations, encoded, strict=True)
+    rewritten = [c.question_id for c, e in pairs if any(n.startswith("answer_rewritten") for n in e.notes)]
+    if rewritten:
+        logger.warning(
+            "The chat template rewrites the answers of %d conversations (the first: question %r); "
+            "their text was put after the prompt as it is.",
+            len(rewritten),
+            rewritten[0],
+        )
 
 
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase, also: Iterable[int] = ()) -> tuple[int, ...]:

@@ -1,0 +1,65 @@
+"""Explicit spans: token indices, or a text that is looked for in the rendered conversation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from emprobe.errors import EmprobeError
+from emprobe.models.chat import Encoded, tokenise, tokens_of
+from emprobe.models.rendering import Renderer
+from emprobe.types import Conversation
+
+SpanOrText = tuple[int | None, int | None] | str
+
+
+def resolve_spans(
+    spans: Sequence[SpanOrText], tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], encoded: Sequence[Encoded]
+) -> list[Sequence[int]]:
+    """Token indices of one explicit span for each conversation; a span that names position 0 reads it.
+
+    Raises:
+        EmprobeError: If there are not as many spans as conversations, or one does not fit its row.
+    """
+    if len(spans) != len(conversations):
+        raise EmprobeError(f"{len(spans)} spans were given for {len(conversations)} conversations. Give one span for each, in their order.")
+    renderer = Renderer(tokenizer)
+    chosen: list[Sequence[int]] = []
+    for span, conversation, row in zip(spans, conversations, encoded, strict=True):
+        name = f"question {conversation.question_id!r}"
+        if isinstance(span, str):
+            chosen.append(_of_text(span, tokenizer, renderer.render(conversation).text, name))
+        else:
+            chosen.append(_of_indices(span, len(row.ids), name))
+    return chosen
+
+
+def _of_indices(span: tuple[int | None, int | None], length: int, name: str) -> range:
+    fits = (
+        isinstance(span, Sequence) and len(span) == 2 and all(i is None or (isinstance(i, int) and not isinstance(i, bool)) for i in span)
+    )
+    if not fits:
+        raise EmprobeError(f"The span {span!r} of {name} is neither (start, stop) in tokens nor a text. Give one of the two.")
+    start, stop = (end if i is None else i + length * (i < 0) for i, end in zip(span, (0, length), strict=True))
+    if not 0 <= start < stop <= length:
+        raise EmprobeError(
+            f"The span {tuple(span)} of {name} does not fit its {length} tokens. "
+            f"Give start < stop within 0..{length}, negative ones from the end, None for the end itself."
+        )
+    return range(start, stop)
+
+
+def _of_text(wanted: str, tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> range:
+    starts = [m.start() for m in re.finditer(f"(?={re.escape(wanted)})", text)] if wanted else []
+    if len(starts) != 1:
+        raise EmprobeError(
+            f"The text {wanted!r} occurs {len(starts)} times in the rendered conversation of {name}, and must occur exactly once. "
+            "Give more of its surroundings, or the span in tokens."
+        )
+    ((_, offsets, _),) = tokenise(tokenizer, [text])
+    first, last = tokens_of(offsets, starts[0], starts[0] + len(wanted))
+    if last <= first:
+        raise EmprobeError(f"The text {wanted!r} of {name} holds no token of the tokenizer's. Give a longer one.")
+    return range(first, last)
