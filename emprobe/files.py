@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from emprobe.errors import EmprobeError
+from emprobe.errors import EmprobeError, MismatchError
 
 
 @contextmanager
@@ -112,3 +112,30 @@ def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, A
     if "card" not in metadata:
         raise EmprobeError(f"{path} holds tensors but no emprobe card, so what they mean is unknown. Was it saved by emprobe?")
     return tensors, json.loads(metadata["card"])
+
+
+def check_fits(what: str, asked: Mapping[str, Any], found: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Refuse a direction or subspace that belongs to another model or place than the one it is asked to fit.
+
+    Args:
+        what: Names it in the message: its file, for instance.
+        asked: `d_model`, `layer`, `site` and `fingerprint` (of weights) that it must have; `None` is not asked.
+        found: What it has, but for fingerprints.
+        provenance: Its own; any of its entries may hold the `fingerprint` of weights that it was made with.
+
+    Raises:
+        MismatchError: Names what was asked and what it has; a thing that is asked for and unknown does not fit either.
+
+    Example:
+        >>> check_fits("a.safetensors", {"layer": 2, "site": None}, {"layer": 3, "site": "resid_post"}, {})
+        Traceback (most recent call last):
+        emprobe.errors.MismatchError: a.safetensors was asked to fit layer 2, but is of layer 3. Give the file of that model and place.
+    """
+    known = [str(side["fingerprint"]) for side in provenance.values() if isinstance(side, Mapping) and "fingerprint" in side]
+    for name, wanted in asked.items():
+        has = known if name == "fingerprint" else [found[name]]
+        if wanted is not None and wanted not in has:
+            shown = " and ".join(str(value) for value in has if value is not None) or "unknown"
+            raise MismatchError(
+                f"{what} was asked to fit {name} {wanted}, but is of {name} {shown}. Give the file of that model and place."
+            )

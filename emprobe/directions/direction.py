@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.files import load_tensors, save_tensors
+from emprobe.files import check_fits, load_tensors, save_tensors
 from emprobe.types import Site
 
 Unit = Literal["resid", "raw", "abs"]
@@ -112,14 +112,49 @@ class Direction:
         """Write vector and card to one safetensors file."""
         save_tensors(path, {"vector": self.vector}, self.card())
 
+    def check_fits(
+        self,
+        *,
+        d_model: int | None = None,
+        layer: int | None = None,
+        site: Site | None = None,
+        fingerprint: str | None = None,
+        what: str = "This direction",
+    ) -> None:
+        """Refuse to go on where the direction belongs to another width, layer, site or to other weights.
+
+        Raises:
+            MismatchError: If it does not fit what was asked; the message names both.
+        """
+        asked = {"d_model": d_model, "layer": layer, "site": site, "fingerprint": fingerprint}
+        check_fits(what, asked, {"d_model": len(self.vector), "layer": self.layer, "site": self.site}, self.provenance)
+
     @classmethod
-    def load(cls, path: str | Path) -> Direction:
-        """Read what `save` wrote.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        d_model: int | None = None,
+        layer: int | None = None,
+        site: Site | None = None,
+        fingerprint: str | None = None,
+    ) -> Direction:
+        """Read what `save` wrote, refusing what does not fit where it is to be used.
+
+        Args:
+            path: The file.
+            d_model: Width of the model it must fit.
+            layer: Block it must have been read at.
+            site: Site it must have been read at.
+            fingerprint: Weight fingerprint that must be among those it was made with.
 
         Raises:
             EmprobeError: If it is no direction file.
+            MismatchError: If it does not fit what was asked; the message names both.
         """
         tensors, card = load_tensors(path)
         if card.pop("record", None) != "Direction":
             raise EmprobeError(f"{path} holds no direction. Was it written by Direction.save?")
-        return cls(vector=tensors["vector"], **card)
+        direction = cls(vector=tensors["vector"], **card)
+        direction.check_fits(d_model=d_model, layer=layer, site=site, fingerprint=fingerprint, what=str(path))
+        return direction

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emprobe.activations import PairActivations
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.files import load_tensors, save_tensors
+from emprobe.files import check_fits, load_tensors, save_tensors
 from emprobe.overlap.lora import lora_output
 from emprobe.overlap.spans import Span, independent_span, matrix_of, principal_span
 from emprobe.types import Site
@@ -254,12 +254,6 @@ class Subspace:
         if card.pop("record", None) != "Subspace":
             raise EmprobeError(f"{path} holds no subspace. Was it written by Subspace.save?")
         found = cls(**{**card, **tensors, "share": tuple(card["share"])})
-        asked = {"d_model": d_model, "layer": layer, "site": site}
-        for name, wanted in asked.items():
-            if wanted is not None and getattr(found, name) != wanted:
-                raise MismatchError(f"{path} was asked to fit {name} {wanted}, but is of {name} {getattr(found, name)}.")
-        prints = [side["fingerprint"] for side in found.provenance.values() if isinstance(side, Mapping) and "fingerprint" in side]
-        if fingerprint is not None and fingerprint not in prints:
-            known = ", ".join(prints) or "unknown checkpoints"
-            raise MismatchError(f"{path} was asked to fit weights {fingerprint}, but was made from {known}. Give that model's file.")
+        asked = {"d_model": d_model, "layer": layer, "site": site, "fingerprint": fingerprint}
+        check_fits(str(path), asked, {"d_model": found.d_model, "layer": found.layer, "site": found.site}, found.provenance)
         return found

@@ -203,8 +203,8 @@ def test_a_trip_through_a_file_changes_nothing(tmp_path: Path) -> None:
     [
         ({"d_model": 4096}, "fit d_model 4096, but is of d_model 5"),
         ({"layer": 1}, "fit layer 1, but is of layer 4"),
-        ({"site": "mlp_out"}, "fit site mlp_out, but is of site None"),
-        ({"fingerprint": "abc"}, "fit weights abc, but was made from f1"),
+        ({"site": "mlp_out"}, "fit site mlp_out, but is of site unknown"),
+        ({"fingerprint": "abc"}, "fit fingerprint abc, but is of fingerprint f1"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, asked: dict[str, Any], message: str) -> None:
