@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from emprobe.errors import EmprobeError, MismatchError
+from emprobe.types import Estimate
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -94,6 +95,18 @@ def is_proportion(values: Floats) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
+def ratio_interval(top: Estimate, bottom: Estimate) -> tuple[float, float]:
+    """MOVER interval of top / bottom, two independent rates whose Wilson intervals never reach 0 unless the rate is 0."""
+    product = top.value * bottom.value
+
+    def end(numerator: float, denominator: float, sign: int) -> float:
+        under = denominator * (2 * bottom.value - denominator)
+        root = product**2 - numerator * (2 * top.value - numerator) * under
+        return (product + sign * float(np.sqrt(max(root, 0.0)))) / under if under > 0 else 0.0
+
+    return end(top.low, bottom.high, -1), end(top.high, bottom.low, 1)
+
+
 def effective_n(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
     """Rows of 0 and 1 over their design effect, with one more imagined cluster of the rarer value.
 
@@ -165,3 +178,7 @@ class Pair:
         sums = resample(table, draws, seed)
         sums = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]
         return sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
+
+    def method(self, draws: int) -> str:
+        """How an interval over both is made, in words."""
+        return "one cluster only" if self.clusters == 1 else f"bootstrap over {self.clusters} matched clusters, t-scaled, {draws} draws"

@@ -17,6 +17,7 @@ from emprobe._resampling import (
     effective_n,
     is_proportion,
     normal_quantile,
+    ratio_interval,
     resample,
     scaled_quantiles,
     totals,
@@ -24,12 +25,13 @@ from emprobe._resampling import (
 )
 from emprobe.errors import EmprobeError
 from emprobe.moments import Moments
-from emprobe.types import Estimate
+from emprobe.types import Estimate, Null
 
 __all__ = [
     "Moments",
     "clustered_interval",
     "effective_n",
+    "null_of",
     "paired_difference",
     "percentile_of",
     "permutation_p",
@@ -162,7 +164,7 @@ def paired_difference(
         0.5
     """
     pair = Pair.of(a, b, clusters, clusters_b)
-    (mean_a, mean_b), method = pair.means, _paired_method(pair, draws)
+    (mean_a, mean_b), method = pair.means, pair.method(draws)
     value = low = high = mean_a - mean_b
     if pair.clusters > 1:
         drawn_a, drawn_b = pair.drawn_means(draws, seed)
@@ -212,7 +214,7 @@ def share_removed(
         0.75
     """
     pair = Pair.of(tuned, ablated, clusters, clusters_ablated)
-    (before, after), method = pair.means, _paired_method(pair, draws)
+    (before, after), method = pair.means, pair.method(draws)
     if before <= 0:
         raise EmprobeError(
             f"The share removed was asked for, but the tuned rate is {before:g} in {len(pair.a)} rows: there is nothing to remove. "
@@ -227,14 +229,10 @@ def share_removed(
         low, high = scaled_quantiles(value, shares, pair.clusters, level)
     alone = _alone(pair, level)
     if alone is not None:
-        smallest, largest = _ratio_interval(alone[1], alone[0])
+        smallest, largest = ratio_interval(alone[1], alone[0])
         low, high = min(low, 1 - largest), max(high, 1 - smallest)
         method += ", widened by MOVER of Wilson intervals"
     return Estimate(value, low, min(high, 1.0), pair.n, pair.clusters, method, level)
-
-
-def _paired_method(pair: Pair, draws: int) -> str:
-    return "one cluster only" if pair.clusters == 1 else f"bootstrap over {pair.clusters} matched clusters, t-scaled, {draws} draws"
 
 
 def _alone(pair: Pair, level: float) -> tuple[Estimate, Estimate] | None:
@@ -255,18 +253,6 @@ def _alone(pair: Pair, level: float) -> tuple[Estimate, Estimate] | None:
         for (x, _), rate, n in zip(sides, rates, sizes, strict=True)
     )
     return one, two
-
-
-def _ratio_interval(top: Estimate, bottom: Estimate) -> tuple[float, float]:
-    """MOVER interval of top / bottom, two independent rates whose Wilson intervals never reach 0 unless the rate is 0."""
-    product = top.value * bottom.value
-
-    def end(numerator: float, denominator: float, sign: int) -> float:
-        under = denominator * (2 * bottom.value - denominator)
-        root = product**2 - numerator * (2 * top.value - numerator) * under
-        return (product + sign * float(np.sqrt(max(root, 0.0)))) / under if under > 0 else 0.0
-
-    return end(top.low, bottom.high, -1), end(top.high, bottom.low, 1)
 
 
 def permutation_p(value: float, null: ArrayLike) -> float:
@@ -297,3 +283,17 @@ def percentile_of(value: float, null: ArrayLike) -> float:
         0.75
     """
     return 1 - permutation_p(value, null)
+
+
+def null_of(name: str, value: float, draws: ArrayLike) -> Null:
+    """A value beside draws of what chance gives: mean, 95 % of the draws, percentile and p of at least as much.
+
+    Where a small number is the striking one, such as an angle, give value and draws negated, or their cosines.
+
+    Example:
+        >>> null_of("permutation", 5.0, [1, 2, 3]).p
+        0.25
+    """
+    found = usable_rows(draws)
+    low, high = (float(end) for end in np.quantile(found, [0.025, 0.975]))
+    return Null(name, len(found), float(found.mean()), low, high, percentile_of(value, found), permutation_p(value, found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from emprobe.errors import EmprobeError
@@ -121,15 +121,54 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
+class Null:
+    """What an overlap, difference or score would be by chance, and where the value found stands in it.
+
+    Attributes:
+        name: Which chance: `analytic`, `haar`, `covariance_matched`, `activation_differences`, `permutation`, …
+        draws: How many were drawn; 0 where the law itself is known.
+        mean: Mean under the null.
+        low: 2.5 % quantile of the null; `None` where only the mean is known.
+        high: 97.5 % quantile.
+        percentile: Where the value stands, in 0..1; near 1 means that chance rarely gives as much.
+        p: Chance of at least as much as was found; from n draws never below 1 / (n + 1).
+    """
+
+    name: str
+    draws: int
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    percentile: float | None = None
+    p: float | None = None
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.name} {self.mean:.3f}{interval}" + ("" if self.p is None else f", p {self.p:.2g}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A number with its doubt: value, interval, how it was made and from how many rows and clusters.
 
+    A number whose doubt is unknown, such as the overlap of two bases without the rows behind them, has no interval: `Estimate.point`.
+    Its ends are then NaN, so that no comparison with them holds, and `None` in `as_dict`.
+
+    Attributes:
+        null: What chance would give, where that was asked.
+
     Raises:
-        EmprobeError: If it would be an estimate of nothing (n = 0) or is not a number.
+        EmprobeError: If it would be an estimate of nothing (n = 0), is not a number, or has one end of an interval only.
 
     Example:
         >>> print(Estimate(0.5, 0.25, 0.75, n=8, clusters=4, method="cluster bootstrap"))
         0.500 [0.250, 0.750]
+        >>> print(Estimate.point(0.5, n=8, method="two bases"))
+        0.500 (no interval)
     """
 
     value: float
@@ -139,15 +178,28 @@ class Estimate:
     clusters: int
     method: str
     level: float = 0.95
+    null: Null | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise EmprobeError("An estimate needs at least one row, and there was none: nothing can be said of nothing.")
-        if not all(math.isfinite(x) for x in (self.value, self.low, self.high)):
+        ends = math.isfinite(self.low), math.isfinite(self.high)
+        absent = math.isnan(self.low) and math.isnan(self.high)
+        if not math.isfinite(self.value) or not (all(ends) or absent):
             raise EmprobeError(f"An estimate came out as {self.value} [{self.low}, {self.high}], which is not a number.")
 
+    @classmethod
+    def point(cls, value: float, *, n: int, method: str, null: Null | None = None) -> Estimate:
+        """A value without an interval, since nothing tells how far it may be off; `method` says why."""
+        return cls(value, math.nan, math.nan, n, n, method, null=null)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether low and high are there."""
+        return not math.isnan(self.low)
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]" if self.has_interval else f"{self.value:.3f} (no interval)"
 
     @property
     def percent(self) -> str:
@@ -156,16 +208,19 @@ class Estimate:
         >>> Estimate(0.5, 0.25, 0.75, n=8, clusters=4, method="x").percent
         '50.0 % [25.0, 75.0]'
         """
+        if not self.has_interval:
+            return f"{100 * self.value:.1f} % (no interval)"
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
+        """Plain values, for JSON; the ends of an absent interval are `None`, and the null is there only if it was asked."""
+        found: dict[str, Any] = {
             "value": self.value,
-            "low": self.low,
-            "high": self.high,
+            "low": self.low if self.has_interval else None,
+            "high": self.high if self.has_interval else None,
             "n": self.n,
             "clusters": self.clusters,
             "method": self.method,
             "level": self.level,
         }
+        return found if self.null is None else found | {"null": self.null.as_dict()}

@@ -15,12 +15,14 @@ from emprobe.stats import (
     Moments,
     clustered_interval,
     effective_n,
+    null_of,
     paired_difference,
     percentile_of,
     permutation_p,
     share_removed,
     wilson,
 )
+from emprobe.types import Estimate, Null
 
 LEVEL_Z = 1.959963984540054
 
@@ -347,3 +349,32 @@ def test_moments_refuse_what_they_cannot_say() -> None:
         Moments.from_rows([[1.0], [math.nan]])
     with pytest.raises(MismatchError, match="cannot be merged"):
         one.merge(Moments.from_rows([[1.0, 2.0]], full=True))
+
+
+# ---- an estimate without an interval, and beside its null
+
+
+def test_an_absent_interval_is_nowhere_a_number() -> None:
+    point = Estimate.point(0.25, n=3, method="two bases")
+    assert not point.has_interval
+    assert not point.low > 0
+    assert (point.as_dict()["low"], point.as_dict()["high"]) == (None, None)
+    assert (str(point), point.percent) == ("0.250 (no interval)", "25.0 % (no interval)")
+
+
+@pytest.mark.parametrize(("low", "high"), [(math.nan, 1.0), (0.0, math.nan), (-math.inf, 1.0)])
+def test_half_an_interval_is_none(low: float, high: float) -> None:
+    with pytest.raises(EmprobeError, match="is not a number"):
+        Estimate(0.5, low, high, n=3, clusters=3, method="x")
+
+
+def test_a_null_stands_beside_the_value_only_where_it_was_asked() -> None:
+    null = null_of("permutation", 5.0, [1.0, 2.0, 3.0])
+    assert null == Null("permutation", 3, 2.0, 1.05, 2.95, 0.75, 0.25)
+    assert str(null) == "permutation 2.000 [1.050, 2.950], p 0.25"
+    beside = Estimate(5.0, 4.0, 6.0, n=3, clusters=3, method="x", null=null)
+    assert beside.as_dict()["null"] == {
+        "name": "permutation", "draws": 3, "mean": 2.0, "low": 1.05, "high": 2.95, "percentile": 0.75, "p": 0.25
+    }  # fmt: skip
+    assert "null" not in Estimate(5.0, 4.0, 6.0, n=3, clusters=3, method="x").as_dict()
+    assert str(Null("analytic", 0, 0.1)) == "analytic 0.100"
