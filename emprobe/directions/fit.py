@@ -3,88 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import clone
 
 from emprobe.activations import Activations, PairActivations
+from emprobe.directions.choose import choose
+from emprobe.directions.design import Design, Source, design_of, reference_of
 from emprobe.directions.direction import Direction
-from emprobe.directions.mean_difference import MeanDifference
+from emprobe.directions.estimators import estimator_of, fitted, name_of
+from emprobe.directions.paired_pca import PairedPCA
 from emprobe.errors import EmprobeError
 
+Floats = NDArray[np.float64]
 SPLITS = 20
 """Random halves that the split-half cosine is a mean of."""
 
 
 def fit_direction(
-    acts: Activations | PairActivations,
+    acts: Source,
     *,
-    layer: int,
+    layer: int | Literal["auto"],
     contrast: str = "tuned-base",
     labels: Sequence[bool] | None = None,
     reference: Activations | None = None,
-    estimator: Any = None,
+    estimator: Any = "mean_difference",
     seed: int = 0,
+    permutations: int = 200,
 ) -> Direction:
     """The direction at one layer along which two groups of rows differ.
 
     Args:
         acts: A pair's activations for the contrast between models; one checkpoint's, with `labels`, for a contrast within it.
-        layer: 0-based block; must have been captured.
+        layer: 0-based block that was captured; `auto` chooses it by held-out AUROC on two thirds of the questions, on which the
+            direction is fitted too, and reports its AUROC on the last third in `provenance["choice"]`.
         contrast: `tuned-base` (same tokens through both checkpoints), or a name for what `labels` separates.
         labels: One truth value per row; the direction points from the False to the True rows.
         reference: Whose residual norm and mean the direction is measured against; default the pair's base, or `acts` itself.
-        estimator: A linear scikit-learn estimator with `coef_`; default `MeanDifference()`.
-        seed: Draws the halves of the split-half cosine (by question).
+        estimator: A name of `emprobe.directions.ESTIMATORS`, or a linear scikit-learn estimator with `coef_`.
+        seed: Draws the halves of the split-half cosine (by question), and what `layer="auto"` draws.
+        permutations: Relabellings under the null, for `layer="auto"`.
 
     Raises:
-        EmprobeError: Labels that do not fit, one empty group, a layer that was not captured, or no difference at all.
+        EmprobeError: Labels that do not fit, one empty group, a layer that was not captured, rows that are all equal, or no difference.
 
     Source:
         Convergent directions (arXiv 2506.11618) for the difference of means; persona vectors (arXiv 2507.21509) for tuned - base.
     """
-    X, y, groups, own = _design(acts, layer, labels)
-    reference = reference or own
-    chosen = MeanDifference() if estimator is None else estimator
-    coefficients = _coefficients(chosen, X, y)
-    norm = float(np.linalg.norm(coefficients))
-    if not norm > 1e-9 * max(float(reference.token_norm[reference.column(layer)]), 1e-300):
-        raise EmprobeError(
-            f"The two groups do not differ at layer {layer} (mean difference {norm:.3g}), so there is no direction. "
-            "Are base and tuned the same weights, or does the fine-tune act only above this layer?"
-        )
-    vector = torch.from_numpy(coefficients / norm)
+    provenance = _provenance(acts, seed)
+    chosen = estimator_of(estimator)
+    if layer == "auto":
+        choice = choose({"acts": acts}, labels=labels, estimator=chosen, permutations=permutations, seed=seed)
+        provenance["choice"], layer = choice.as_dict(), choice.layer
+        rows = [i for i, (question, _) in enumerate(reference_of(acts).keys) if question in choice.dev_questions]
+        acts, labels = select(acts, rows), None if labels is None else [labels[i] for i in rows]
+    design = design_of(acts, layer, labels)
+    own = reference_of(acts)
+    reference = own if reference is None else reference
     column = reference.column(layer)
+    unit, raw_norm, sign = _fit(design, chosen, float(reference.token_norm[column]))
+    vector = torch.from_numpy(unit)
     return Direction(
         vector=vector,
         layer=layer,
         site=own.site,
         positions=own.positions,
-        raw_norm=norm,
+        raw_norm=raw_norm,
         resid_norm=float(reference.token_norm[column]),
         base_projection=float(reference.token_mean[column].double() @ vector),
         contrast=contrast,
-        sign="positive is tuned" if labels is None else "positive is label True",
-        estimator=type(chosen).__name__,
-        split_half=_split_half(chosen, X, y, groups, seed),
+        sign=("positive is label True" if labels is not None else "positive is tuned") + sign,
+        estimator=name_of(chosen),
+        split_half=_split_half(chosen, design, seed),
         n=len(acts),
-        questions=len(set(groups)),
-        provenance=_provenance(acts, seed),
+        questions=len(set(design.questions)),
+        provenance=provenance,
     )
 
 
-def fit_directions(acts: Activations | PairActivations, **options: Any) -> dict[int, Direction]:
+def fit_directions(acts: Source, **options: Any) -> dict[int, Direction]:
     """One direction per captured layer; layers at which nothing differs are left out.
 
     Raises:
         EmprobeError: If nothing differs at any layer.
     """
-    reference = acts.base if isinstance(acts, PairActivations) else acts
     found: dict[int, Direction] = {}
-    for layer in reference.layers:
+    for layer in reference_of(acts).layers:
         if isinstance(acts, PairActivations) and torch.equal(acts.base.at(layer), acts.tuned.at(layer)):
             continue
         found[layer] = fit_direction(acts, layer=layer, **options)
@@ -95,50 +101,62 @@ def fit_directions(acts: Activations | PairActivations, **options: Any) -> dict[
     return found
 
 
-def _design(
-    acts: Activations | PairActivations, layer: int, labels: Sequence[bool] | None
-) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str], Activations]:
-    """Rows, classes, question of each row, and the capture whose token statistics are the reference."""
+def select(acts: Source, rows: list[int]) -> Source:
+    """Only these rows of one checkpoint's activations, or of both of a pair's."""
     if isinstance(acts, PairActivations):
-        if labels is not None:
-            raise EmprobeError("labels= contrasts rows within one checkpoint. Give acts.base or acts.tuned, not the pair.")
-        X = torch.cat([acts.base.at(layer), acts.tuned.at(layer)]).double().numpy()
-        questions = [question for question, _ in acts.base.keys]
-        return X, np.repeat([0, 1], len(acts)), questions * 2, acts.base
-    if labels is None:
-        raise EmprobeError("The contrast tuned-base needs a pair's activations. Give capture(pair, …), or labels= for one checkpoint.")
-    y = np.asarray(labels)
-    if len(y) != len(acts):
-        raise EmprobeError(f"labels has {len(y)} entries for {len(acts)} rows. Give one per row.")
-    positive = int(y.astype(bool).sum())
-    if positive in (0, len(y)):
+        return PairActivations(acts.base.select(rows), acts.tuned.select(rows))
+    return acts.select(rows)
+
+
+def _fit(design: Design, estimator: Any, resid_norm: float) -> tuple[Floats, float, str]:
+    """Unit vector, how far the classes' means lie apart along it, and what its sign rule adds to be said.
+
+    Raises:
+        EmprobeError: If there is no difference to fit, or the estimator's direction points against it.
+    """
+    if not np.ptp(design.X, axis=0).any():
         raise EmprobeError(
-            f"There is nothing to contrast: {positive} of {len(y)} rows carry the label (misaligned answers, for instance) and "
-            f"{len(y) - positive} do not. Give rows of both kinds, or contrast tuned-base, which needs no labels."
+            f"All {len(design.y)} rows are equal at layer {design.layer}: every feature is constant, so there is no direction. "
+            "Were the activations of different texts captured, at a position that depends on them?"
         )
-    return acts.at(layer).double().numpy(), y.astype(bool).astype(np.int64), [q for q, _ in acts.keys], acts
+    difference = design.X[design.y].mean(axis=0) - design.X[~design.y].mean(axis=0)
+    norm = float(np.linalg.norm(difference))
+    if not norm > 1e-9 * max(resid_norm, 1e-300):
+        raise EmprobeError(
+            f"The two groups do not differ at layer {design.layer} (mean difference {norm:.3g}), so there is no direction. "
+            "Are base and tuned the same weights, or does the fine-tune act only above this layer?"
+        )
+    if isinstance(estimator, PairedPCA) and not design.paired:
+        raise EmprobeError("The estimator paired_pca needs rows in pairs. Give a pair's activations, or another estimator with labels=.")
+    coefficients, made = fitted(estimator, design.X, design.y)
+    length = float(np.linalg.norm(coefficients))
+    along = float(coefficients @ difference) / length if length > 0 else 0.0
+    if not along > 1e-9 * norm:
+        raise EmprobeError(
+            f"{name_of(estimator)} found coefficients of norm {length:.3g} at layer {design.layer}, along which the means of the groups "
+            f"lie {along:.3g} apart (of {norm:.3g}), so they have no sign. Penalise less, or use another estimator."
+        )
+    sign = f"; mean projection {made.sign_t_:.1f} standard errors from 0" if isinstance(made, PairedPCA) else ""
+    return coefficients / length, along, sign
 
 
-def _coefficients(estimator: Any, X: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.asarray(clone(estimator).fit(X, y).coef_, dtype=np.float64).reshape(-1)
-
-
-def _split_half(estimator: Any, X: NDArray[np.float64], y: NDArray[np.int64], groups: Sequence[str], seed: int) -> float | None:
+def _split_half(estimator: Any, design: Design, seed: int) -> float | None:
     """Mean cosine between the directions of two random halves of the questions; None where no split leaves both classes in both halves."""
     rng = np.random.default_rng(seed)
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    codes = design.codes
+    k = int(codes.max()) + 1
     cosines = []
-    for _ in range(SPLITS if len(names) > 1 else 0):
-        first = rng.permutation(len(names)) < len(names) // 2
-        halves = [first[index], ~first[index]]
-        if any(len(np.unique(y[half])) < 2 for half in halves):
+    for _ in range(SPLITS if k > 1 else 0):
+        first = (rng.permutation(k) < k // 2)[codes]
+        halves = [design.select(first), design.select(~first)]
+        if any(half.y.all() or not half.y.any() for half in halves):
             continue
-        a, b = (_coefficients(estimator, X[half], y[half]) for half in halves)
+        a, b = (fitted(estimator, half.X, half.y)[0] for half in halves)
         cosines.append(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0)))
     return float(np.mean(cosines)) if cosines else None
 
 
-def _provenance(acts: Activations | PairActivations, seed: int) -> dict[str, Any]:
+def _provenance(acts: Source, seed: int) -> dict[str, Any]:
     captured = {"base": acts.base, "tuned": acts.tuned} if isinstance(acts, PairActivations) else {"checkpoint": acts}
     names: dict[str, Any] = {name: {"name": a.checkpoint, "fingerprint": a.fingerprint} for name, a in captured.items()}
     return {**names, "seed": seed}

@@ -95,7 +95,7 @@ def test_another_linear_estimator_takes_its_place() -> None:
     planted = random_directions(1, D, seed=5)[0]
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     found = fit_direction(pair(6 * planted, noise=0.5), layer=1, estimator=lda)
-    assert found.estimator == "LinearDiscriminantAnalysis"
+    assert found.estimator == "LinearDiscriminantAnalysis(shrinkage='auto', solver='lsqr')"
     assert float(found.vector @ planted) > 0.8
 
 
