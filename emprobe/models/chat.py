@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ '' if loop.first else '\n' }}{{ m['role'].capitalize() }}:\n{{ m['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}\nAssistant:\n{% endif %}"
+    "{% if add_generation_prompt %}{{ '\nAssistant:\n' }}{% endif %}"  # in quotes, since a newline after a block is trimmed
 )
 """A template for models that have none, offered by name (`plain`) and never taken silently."""
 CHUNK = 1024
@@ -177,5 +177,7 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase, also: Iterable[int] = ()
     if tokenizer.chat_template:
         probe = Conversation.ask("", "a").answered("a")
         encoded = encode(tokenizer, probe)
-        ids.update(i for i in encoded.ids[encoded.response[1] :][:1] if i in tokenizer.all_special_ids)
+        # Not `all_special_ids`: that holds the tokens with a named role alone, and Llama 3's end of turn has none.
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ids.update(i for i in encoded.ids[encoded.response[1] :][:1] if i in special)
     return tuple(sorted(ids))

@@ -25,6 +25,8 @@ RULES = (
     "template_tokens",
     "decision_token",
 )
+MEANS = ("all_tokens", "prompt_mean", "response_mean", "template_tokens")
+"""The rules that read several tokens; they leave out position 0."""
 NEEDS_RESPONSE = ("response_mean", "response_first", "response_last", "decision_token")
 
 

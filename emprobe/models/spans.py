@@ -23,8 +23,7 @@ def resolve_spans(
     Raises:
         EmprobeError: If there are not as many spans as conversations, or one does not fit its row.
     """
-    if len(spans) != len(conversations):
-        raise EmprobeError(f"{len(spans)} spans were given for {len(conversations)} conversations. Give one span for each, in their order.")
+    check_count(spans, conversations)
     renderer = Renderer(tokenizer)
     chosen: list[Sequence[int]] = []
     for span, conversation, row in zip(spans, conversations, encoded, strict=True):
@@ -34,6 +33,16 @@ def resolve_spans(
         else:
             chosen.append(_of_indices(span, len(row.ids), name))
     return chosen
+
+
+def check_count(spans: Sequence[SpanOrText], conversations: Sequence[Conversation]) -> None:
+    """Refuse spans that are not as many as the conversations.
+
+    Raises:
+        EmprobeError: Names both numbers.
+    """
+    if len(spans) != len(conversations):
+        raise EmprobeError(f"{len(spans)} spans were given for {len(conversations)} conversations. Give one span for each, in their order.")
 
 
 def _of_indices(span: tuple[int | None, int | None], length: int, name: str) -> range:
