@@ -89,7 +89,7 @@ def import_directions(
     opened, name, source = _read(path, format, site, entry, minus, convention)
     vectors, where = _at_site(opened, source, site)
     if SINGLE in vectors:
-        raise EmprobeError(f"{path} is one vector and does not say its layer. Use import_direction with layer= and site=.")
+        raise EmprobeError(f"{path} is one vector and does not say its layer. Name layer= (for import_direction) and site=.")
     return {layer: _direction(opened, name, source, where, layer, vector) for layer, vector in sorted(vectors.items())}
 
 
