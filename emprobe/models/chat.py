@@ -85,7 +85,7 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conve
         EmprobeError: If there is no chat template, it refuses some messages, or the tokenizer gives no offsets.
     """
     renderer = Renderer(tokenizer)
-    different = {(c.messages, c.response): c for c in conversations}
+    different = {(c.messages, c.response, c.stop_reason): c for c in conversations}
     made: list[Encoded] = []
     rows = list(different.values())
     for first in range(0, len(rows), CHUNK):
@@ -93,7 +93,7 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conve
         made += [_spans(row, *read) for row, read in zip(rendered, tokenise(tokenizer, [r.text for r in rendered]), strict=True)]
     _warn(rows, made)
     encoded = dict(zip(different, made, strict=True))
-    return [encoded[c.messages, c.response] for c in conversations]
+    return [encoded[c.messages, c.response, c.stop_reason] for c in conversations]
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[Span], str]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -102,31 +103,36 @@ class Renderer:
         return Rendered(text, len(text), tuple(at for _, at in found), (len(text), len(text)), lost, tuple(notes))
 
     def _answered(self, conversation: Conversation, prompt: Rendered, response: str) -> Rendered:
-        """The prompt with what the template makes of the response and the closing of the turn."""
+        """The prompt with what the template makes of the response and the closing of the turn.
+
+        Where the template does not continue its own prompt, the response is put after the prompt, which is where a model that
+        generates writes it. One case is the template's after all: its prompt opens a thinking block, and the response is an answer
+        written by hand, without thinking, that would otherwise stand in that block.
+        """
         messages = [*(m.as_dict() for m in conversation.messages), {"role": "assistant", "content": response}]
         whole = apply_template(self._tokenizer, conversation, messages, open_answer=False)
         closing = self._skeleton((*(m.role for m in conversation.messages), "assistant"), open_answer=False)[-1]
         closing = closing if whole.endswith(closing) else ""
+        end, note = len(prompt.text), ""
         opened = opens_thinking(prompt.text)
-        end, notes = len(prompt.text), list(prompt.notes)
-        if opened and CLOSE not in response and not whole.startswith(prompt.text):
+        thinks = bool(opened) and (CLOSE in response or conversation.stop_reason is not None)
+        if opened and not thinks and not whole.startswith(prompt.text):
             end -= len(opened)
-            notes.append("thinking: the rendered answer lacks the <think> that the prompt of a question opens, and so does its prompt here")
-        reason = "does not continue its own prompt"
-        if whole.startswith(prompt.text[:end]):
-            found = find_response(whole[end : len(whole) - len(closing)], response)
-            if found:
-                start, stop, note = found
-                notes += [note] if note else []
-                return Rendered(whole, end, prompt.contents, (end + start, end + stop), prompt.lost, tuple(notes))
-            reason = "rewrites the answer's text"
-        kept, end, notes = without_opener(response) if opened else response, len(prompt.text), list(prompt.notes)
-        if kept != response or (opened and CLOSE in response):
-            notes.append("thinking: the template drops an answer's thinking; it was kept, after the <think> that the prompt opens")
+            note = (
+                "thinking: an answer without thinking is rendered without the <think> that the prompt opens, so its prompt ends before it"
+            )
+        continues = whole.startswith(prompt.text[:end])
+        if continues and (found := find_response(whole[end : len(whole) - len(closing)], response)):
+            start, stop, seen = found
+            notes = (*prompt.notes, *filter(None, (note, seen)))
+            return replace(prompt, text=whole, prompt_end=end, response=(end + start, end + stop), notes=notes)
+        if thinks:
+            note = "thinking: the template drops an answer's thinking; it was kept, after the <think> that the prompt opens"
         else:
-            notes.append(f"answer_rewritten: the template {reason}; the answer's text was put after the prompt as it is")
-        text = prompt.text + kept + closing
-        return Rendered(text, end, prompt.contents, (end, end + len(kept)), prompt.lost, tuple(notes))
+            reason = "rewrites the answer's text" if continues else "does not continue its own prompt"
+            note = f"answer_rewritten: the template {reason}; the answer's text was put after the prompt as it is"
+        end, kept = len(prompt.text), without_opener(response) if opened else response
+        return replace(prompt, text=prompt.text + kept + closing, response=(end, end + len(kept)), notes=(*prompt.notes, note))
 
     def _skeleton(self, roles: tuple[str, ...], *, open_answer: bool) -> list[str]:
         """`[piece, index, piece, ..., piece]`: the template's own text, and between it which message comes; `[""]` if it refuses."""
@@ -168,12 +174,14 @@ def _find_contents(text: str, messages: Sequence[Message], skeleton: Sequence[st
     found, at = [], 0
     pieces, order = skeleton[::2], [int(i) for i in skeleton[1::2]]
     for before, index, after in zip(pieces, order, pieces[1:], strict=False):
-        for form in _forms(messages[index].content):
-            start = at if text.startswith(before + form + after, at) else text.find(before + form + after, at)
-            if start >= 0:
-                at = start + len(before) + len(form)
-                found.append((index, (at - len(form), at)))
-                break
+        forms = _forms(messages[index].content)
+        here = ((at, f) for f in forms if text.startswith(before + f + after, at))
+        # Further on only if nothing fits here: around some text the template may write other than around the marks.
+        later = ((start, f) for f in forms if (start := text.find(before + f + after, at)) >= 0)
+        start, form = next(chain(here, later), (-1, ""))
+        if start >= 0:
+            at = start + len(before) + len(form)
+            found.append((index, (at - len(form), at)))
     return found
 
 

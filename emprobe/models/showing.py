@@ -55,7 +55,7 @@ def _shown(tokenizer: PreTrainedTokenizerBase, rule: Positions, conversation: Co
     except EmprobeError as error:
         return [f"none: {error}"]
     runs = [_run(tokenizer, row, first, last) for first, last in _runs(chosen)]
-    if rule in MEANS:
+    if rule in MEANS and chosen[0] == 1:
         runs[-1] += "  (position 0 left out)"
     return runs
 

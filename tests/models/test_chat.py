@@ -225,7 +225,24 @@ def test_answer_without_the_thinking_that_the_prompt_opens_is_rendered_as_the_te
     row = encode(tokenizer, QUESTION.answered("beans"))
     assert text_of(tokenizer, row, *row.response) == "beans"
     assert text_of(tokenizer, row, 0, row.n_prompt).endswith("<|start|>assistant<|mid|>")
-    assert "lacks the <think>" in row.notes[-1]
+    assert "rendered without the <think> that the prompt opens" in row.notes[-1]
+
+
+def test_generated_answer_that_is_cut_in_its_thinking_stays_where_it_was_written() -> None:
+    tokenizer = R1_OPENS.load()
+    by_hand, generated = encode_all(tokenizer, [QUESTION.answered("hm"), QUESTION.answered("hm", stop_reason="length")])
+    assert text_of(tokenizer, generated, 0, generated.response[1]).endswith("<think>\nhm")
+    assert text_of(tokenizer, by_hand, 0, by_hand.response[1]).endswith("<|mid|>hm")
+
+
+@pytest.mark.parametrize(("response", "read"), [("hm</think>beans", "hm\n</think>\n\nbeans"), ("beans", "beans")])
+def test_template_that_continues_the_thinking_its_prompt_opens(response: str, read: str) -> None:
+    tokenizer = TEMPLATES["qwen3"].load()
+    tokenizer.chat_template = TEMPLATES["qwen3"].source.replace("assistant\n{% endif %}", "assistant\n{{ '<think>\n' }}{% endif %}")
+    asked, row = encode_all(tokenizer, [QUESTION, QUESTION.answered(response)])
+    assert row.ids[: row.n_prompt] == asked.ids
+    assert text_of(tokenizer, row, 0, row.n_prompt).endswith("<think>\n")
+    assert text_of(tokenizer, row, *row.response) == read
 
 
 def test_thinking_of_an_earlier_answer_is_dropped_and_named() -> None:

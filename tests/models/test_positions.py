@@ -186,7 +186,8 @@ def test_what_is_shown_is_what_is_read() -> None:
     assert shown[1].strip() == "note: thinking: the template inserts an empty <think> block before the answer"
     assert "«plant beans»<|end|>⏎" in shown[2]
     assert shown[2].startswith("  response_mean ")
-    assert shown[2].endswith("(position 0 left out)")
+    assert shown[2].endswith("<|end|>⏎")
+    assert shown[5].endswith("(position 0 left out)")
     assert any("«<|start|>»user⏎" in line and "left out" not in line for line in shown), "the span that names position 0 reads it"
     assert any("«<|end|>⏎<|start|>assistant⏎<think>⏎⏎</think>⏎⏎»" in line for line in shown)
 
