@@ -60,6 +60,10 @@ def torch_file(value: Any) -> Callable[[Path], Any]:
     return lambda path: save_torch(value, path)
 
 
+def raw_bytes(content: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(content)
+
+
 def with_value(value: float) -> torch.Tensor:
     broken = hidden_states()
     broken[3, 5] = value
@@ -114,6 +118,10 @@ BAD = {
         torch_file({"question": {"layer_0": torch.ones(3)}, "answer": {"layer_0": torch.ones(3)}}),
         r"holds means over question and answer tokens and none was named",
     ),
+    "sparse": Bad("v.pt", torch_file({"layer_2": torch.ones(3).to_sparse()}), r"layer_2 is a tensor without plain values"),
+    "no entries": Bad("v.pt", torch_file({}), r"is a torch file with no entries, which is the layout of no known format"),
+    "no rows": Bad("v.npy", lambda path: np.save(path, np.ones((0, 2))), r"with values of shape \[0, 2\]", {"site": "resid_post"}),
+    "another pickle": Bad("v.pt", raw_bytes(b"\x80\x04\x95\x00"), r"is cut short, damaged or no torch file"),
     "two widths": Bad("v.pt", torch_file({"layer_0": torch.ones(3), "layer_1": torch.ones(4)}), r"d_model 3 at layer 0 and 4 at layer 1"),
     "a model": Bad("v.pt", torch_file(OrderedDict(weight=torch.ones(3))), r"entries weight.*which is the layout of no known format"),
     "trained without block": Bad(
@@ -148,6 +156,16 @@ def test_a_file_cut_short_is_told_so(write: Writer, share: float, tmp_path: Path
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(EmprobeError, match=r"cut short|damaged|begins like JSON"):
         import_direction(path, layer=2, **options)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.25, 0.5, 0.75, 0.95])
+def test_an_old_torch_file_cut_short_is_told_so(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "v.pt"
+    torch.save({"layer_2": torch.ones(D)}, path, _use_new_zipfile_serialization=False)  # noqa: TID251 - how older files were written
+    assert import_direction(path, layer=2).raw_norm == 4
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(EmprobeError, match=r"v\.pt is cut short, damaged or no torch file"):
+        import_direction(path, layer=2)
 
 
 def test_a_control_vector_of_another_architecture_is_a_model(tmp_path: Path) -> None:

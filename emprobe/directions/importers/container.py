@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -77,20 +79,19 @@ def _is_npz(path: Path) -> bool:
 
 def _torch(path: Path) -> Any:
     try:
-        # Nothing but tensors and plain values is made, whatever the file asks for; a file saved on a GPU is read on the CPU.
-        return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - peers' files are torch pickles; weights_only runs no code
-    except UnpicklingError as error:
-        raise EmprobeError(
-            f"{path} holds more than tensors: reading it would run code ({_asked_for(error)}), so it is refused. Save the tensors alone, "
-            "as a dictionary of layer to vector, where the file comes from."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise EmprobeError(f"{path} is cut short, damaged or no torch file: {str(error).splitlines()[0]}. Fetch it again.") from error
-
-
-def _asked_for(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line]
-    return (lines[0] if lines else str(error).splitlines()[0])[:120]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's own about pickles that are none of its: these are refused below
+            # Nothing but tensors and plain values is made, whatever the file asks for; a file saved on a GPU is read on the CPU.
+            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - peers write torch files; this runs no code
+    except Exception as error:  # a damaged pickle makes torch stumble in any way
+        asks_for = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error)) if isinstance(error, UnpicklingError) else None
+        if asks_for:
+            raise EmprobeError(
+                f"{path} holds more than tensors: reading it would run code ({asks_for.group(1)}), so it is refused. Save the tensors "
+                "alone, as a dictionary of layer to vector, where the file comes from."
+            ) from error
+        told = [*str(error).splitlines(), type(error).__name__]
+        raise EmprobeError(f"{path} is cut short, damaged or no torch file ({told[0]}). Fetch it again.") from error
 
 
 def _array(path: Path) -> dict[str, Any]:
@@ -116,17 +117,21 @@ def _json(path: Path) -> Any:
 
 def described(opened: Opened) -> str:
     """What a file holds, in one line, for messages."""
-    return f"{KINDS[opened.kind]} with {_value(opened.content)}" if opened.kind != "gguf" else KINDS["gguf"]
+    if opened.kind == "gguf":
+        return KINDS["gguf"]
+    single = opened.kind == "array" and list(opened.content) == [""]
+    return f"{KINDS[opened.kind]} with {_value(opened.content[''] if single else opened.content)}"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, torch.Tensor | np.ndarray):
         return f"values of shape {list(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Mapping):
+        if not value:
+            return "no entries"
         names = [str(name) for name in value]
         more = f", … ({len(names)} in all)" if len(names) > 6 else ""
-        first = f" of which the first holds {_value(next(iter(value.values())))}" if value else ""
-        return f"entries {', '.join(names[:6])}{more}{first}"
+        return f"entries {', '.join(names[:6])}{more}, of which the first holds {_value(next(iter(value.values())))}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"a list of {len(value)}" + (f" of which the first holds {_value(value[0])}" if value else "")
     return f"a {type(value).__name__}"

@@ -125,11 +125,11 @@ def _direction(opened: Opened, name: str, source: Source, site: Site, layer: int
     if not finite.all():
         raise EmprobeError(
             f"{where} (layer {layer}) is not finite: {int((~finite).sum())} of {len(vector)} values are NaN or infinite, the first at "
-            f"dimension {int(finite.argmin())}. It cannot be used; leave this layer out."
+            f"dimension {int(finite.argmin())}. It cannot be used; take another layer with layer=."
         )
     norm = float(np.linalg.norm(vector))
     if norm == 0:
-        raise EmprobeError(f"{where} (layer {layer}) is zero, and a zero vector points nowhere. Leave this layer out.")
+        raise EmprobeError(f"{where} (layer {layer}) is zero, and a zero vector points nowhere. Take another layer with layer=.")
     return Direction(
         vector=torch.from_numpy(vector / norm),
         layer=layer,

@@ -79,6 +79,8 @@ def vector_of(value: Any, where: str) -> Vector:
         EmprobeError: If it is not one axis of floating-point numbers.
     """
     if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.device.type != "cpu":
+            raise EmprobeError(f"{where} is a tensor without plain values ({value.layout}, {value.device}). Save it dense.")
         value = value.detach().double().numpy() if value.is_floating_point() else value.numpy()
     found = np.asarray(value)
     if found.ndim != 1 or not found.size or not np.issubdtype(found.dtype, np.floating):
