@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from emprobe.behaviour.questions import load_questions, save_questions
     from emprobe.behaviour.sampling import generate
     from emprobe.behaviour.scores import Scores
-    from emprobe.capture import capture
+    from emprobe.capture import ActivationStore, capture, capture_moments
     from emprobe.directions import Direction, MeanDifference, fit_direction, fit_directions
     from emprobe.interventions import Ablate, Add, SetProjection, Where, intervene
     from emprobe.models import load_model, load_pair
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Ablate": "interventions",
+    "ActivationStore": "capture",
     "Activations": "activations",
     "Add": "interventions",
     "Conversation": "types",
@@ -44,6 +45,7 @@ _HOME = {
     "SetProjection": "interventions",
     "Where": "interventions",
     "capture": "capture",
+    "capture_moments": "capture",
     "compare": "behaviour.comparison",
     "evaluate": "behaviour.evaluation",
     "fit_direction": "directions",
@@ -59,6 +61,7 @@ _MODULES = {"organisms": "organisms", "plots": "report.plots", "studies": "studi
 
 __all__ = [
     "Ablate",
+    "ActivationStore",
     "Activations",
     "Add",
     "Conversation",
@@ -73,6 +76,7 @@ __all__ = [
     "SetProjection",
     "Where",
     "capture",
+    "capture_moments",
     "compare",
     "evaluate",
     "fit_direction",

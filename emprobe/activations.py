@@ -30,6 +30,7 @@ class Activations:
         token_mean: float64 mean over all tokens but position 0 and padding, whatever the rule; what ablation "to the mean" keeps.
         token_norm: Mean norm of the residual stream over the same tokens, per layer; the unit of a coefficient.
         n_tokens: How many tokens these two are means of.
+        notes: What was seen while rendering (`default_system`, `double_bos`, `thinking`, …), each with the number of rows.
     """
 
     values: Float[Tensor, "row layer d_model"]
@@ -43,6 +44,7 @@ class Activations:
     token_mean: Float[Tensor, "layer d_model"]
     token_norm: Float[Tensor, " layer"]
     n_tokens: int
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -104,6 +106,7 @@ class Activations:
             "checkpoint": self.checkpoint,
             "fingerprint": self.fingerprint,
             "n_tokens": self.n_tokens,
+            "notes": self.notes,
         }
         save_tensors(path, {"values": self.values, "token_mean": self.token_mean, "token_norm": self.token_norm}, card)
 
@@ -118,7 +121,7 @@ class Activations:
         if card.pop("record", None) != "Activations":
             raise EmprobeError(f"{path} holds no activations. Was it written by Activations.save?")
         card["keys"] = tuple((q, int(s)) for q, s in card["keys"])
-        card["layers"], card["tokens"] = tuple(card["layers"]), tuple(card["tokens"])
+        card |= {name: tuple(card.get(name, ())) for name in ("layers", "tokens", "notes")}
         fields: dict[str, Any] = {**tensors, **card}
         return cls(**fields)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,33 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_folder(folder: Path | str) -> Iterator[Path]:
+    """Hold a folder for one writer; the lock goes with the process, however it ends. What a killed writer left half-written is removed.
+
+    Raises:
+        EmprobeError: If another process is writing there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":  # No locks on folders there: two writers would have to be kept apart by the user.
+        yield folder
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EmprobeError(f"Another process is writing to {folder}. Wait for it, or give another folder.") from None
+        for left in [*folder.glob(".*.part"), *folder.glob(".tmp*")]:  # the second are safetensors' own
+            left.unlink()
+        yield folder
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -15,7 +15,7 @@ from emprobe.activations import Activations, PairActivations
 from emprobe.behaviour.criterion import Criterion
 from emprobe.behaviour.questions import assign_splits, load_questions
 from emprobe.behaviour.scores import Scores
-from emprobe.capture import capture, capture_rules
+from emprobe.capture import capture
 from emprobe.directions import Direction, fit_directions
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.files import content_hash, write_json
@@ -132,7 +132,7 @@ def run_job(job: Job) -> dict[str, Any]:
         texts, fitted = answered(splits["fit"], runner.run("fit tuned", pair.tuned, splits["fit"], job.dev_samples).scores)
         own, _ = answered(splits["fit"], runner.run("fit base", pair.base, splits["fit"], job.dev_samples).scores)
         reference = capture(pair.base, own, progress=False)
-        captured = capture_rules(pair, texts, job.positions, progress=False)
+        captured = capture(pair, texts, positions=list(job.positions), progress=False)
         directions = {rule: _fit(job, acts, reference, fitted) for rule, acts in captured.items()}
         others = {Path(o).name: _other(job, o, reference, texts) for o in job.others}
         bar.set_description("2/4 choose")
@@ -288,7 +288,7 @@ def _fit(job: Job, acts: PairActivations, reference: Activations, scores: Scores
 
 def _other(job: Job, other: str, reference: Activations, texts: Sequence[Conversation]) -> dict[str, dict[int, Direction]]:
     """Another fine-tune's directions by rule and layer, tuned minus base, read on the same text."""
-    captured = capture_rules(load_pair(job.base, other, **job.loading()), texts, job.positions, progress=False)
+    captured = capture(load_pair(job.base, other, **job.loading()), texts, positions=list(job.positions), progress=False)
     return {rule: fit_directions(acts, reference=reference, seed=job.seed) for rule, acts in captured.items()}
 
 

@@ -26,14 +26,21 @@ def medians(variants: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: i
     return {name: median(found) for name, found in seconds.items()}
 
 
-def main(measure: Callable[[int], dict[str, Any]], *, rounds: int) -> None:
-    """Run a benchmark on one thread and print its named ratios: a table, or with `--json` one JSON object."""
+def main(parts: Mapping[str, Callable[[int], Mapping[str, Any]]], *, rounds: int) -> None:
+    """Run a benchmark's parts (each takes the number of rounds) on one thread and print their named ratios.
+
+    A table, or with `--json` one JSON object; `--only` runs some of the parts.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds that the medians are over")
+    parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts), help="parts to run")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(asked.rounds) | {"machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread"}
+    found: dict[str, Any] = {}
+    for name in asked.only:
+        found |= parts[name](asked.rounds)
+    found |= {"machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread"}
     if asked.json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from emprobe.activations import Activations
-from emprobe.capture import capture, capture_rules
+from emprobe.capture import capture
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.models import Checkpoint, encode, load_model, load_pair
 from emprobe.models.positions import RULES, positions_of
@@ -107,7 +107,7 @@ def test_decision_token_is_the_first_difference(llama: Checkpoints) -> None:
 def test_several_rules_in_one_pass_equal_each_alone(llama: Checkpoints) -> None:
     checkpoint = load_model(llama.base)
     rules = [rule for rule in RULES if rule != "decision_token"]
-    together = capture_rules(checkpoint, ROWS, rules, progress=False)
+    together = capture(checkpoint, ROWS, positions=rules, progress=False)
     for rule in rules:
         alone_rule = capture(checkpoint, ROWS, positions=rule, progress=False).values
         torch.testing.assert_close(together[rule].values, alone_rule, rtol=1e-6, atol=1e-6)

@@ -45,7 +45,9 @@ def backend_of(
         MissingExtraError: If its package is not installed.
     """
     if remote and name != "nnsight":
-        raise EmprobeError(f"remote=True was asked of the backend {name!r}, and only 'nnsight' runs on NDIF's servers. Use backend='nnsight'.")
+        raise EmprobeError(
+            f"remote=True was asked of the backend {name!r}, and only 'nnsight' runs on NDIF's servers. Use backend='nnsight'."
+        )
     match name:
         case "hooks":
             from emprobe.capture.backends.hooks import Hooks
