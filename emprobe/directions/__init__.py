@@ -10,6 +10,7 @@ from emprobe.directions.fit import fit_direction, fit_directions
 from emprobe.directions.leace import Leace
 from emprobe.directions.mean_difference import MeanDifference
 from emprobe.directions.paired_pca import PairedPCA
+from emprobe.directions.profile import LayerCertainty, layer_profile
 from emprobe.directions.resampling import ResampledDirection, resample_directions
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Choice",
     "Design",
     "Direction",
+    "LayerCertainty",
     "Leace",
     "MeanDifference",
     "PairedPCA",
@@ -29,6 +31,7 @@ __all__ = [
     "estimator_of",
     "fit_direction",
     "fit_directions",
+    "layer_profile",
     "observed_cosine",
     "reliability",
     "resample_directions",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emprobe.directions.design import Bools, Design, Floats, Scheme, Source, design_of, reference_of
+from emprobe.directions.design import Bools, Design, Floats, Scheme, Source, design_of, layers_that_differ, reference_of
 from emprobe.directions.detection import auroc_estimate, auroc_of, crossfit_scores, folds_of
 from emprobe.directions.estimators import estimator_of, fitted, name_of
 from emprobe.errors import EmprobeError, MismatchError
@@ -85,7 +85,8 @@ def choose(
     the best one is chosen (the first, where equal); its direction is fitted to all of them and scores the test rows.
 
     Args:
-        candidates: Name to activations of the same rows, such as one per site and position rule; every layer of each is a candidate.
+        candidates: Name to activations of the same rows, such as one per site and position rule; every layer of each is a
+            candidate, but those at which base and tuned are equal.
         labels: For contrasts within one checkpoint, one truth value per row.
         estimator: Name or estimator, as in `fit_direction`.
         test_share: Share of the questions kept for the report.
@@ -144,7 +145,7 @@ def _places(candidates: Mapping[str, Source]) -> list[tuple[str, int]]:
     for name, other in rest:
         if type(other) is not type(acts) or reference_of(other).keys != reference_of(acts).keys:
             raise MismatchError(f"Candidates {first!r} and {name!r} hold different rows. Capture the same conversations for all of them.")
-    return [(name, layer) for name, found in candidates.items() for layer in reference_of(found).layers]
+    return [(name, layer) for name, found in candidates.items() for layer in layers_that_differ(found)]
 
 
 def _candidate(candidates: Mapping[str, Source], place: tuple[str, int], score: float) -> Candidate:

@@ -96,6 +96,22 @@ def design_of(acts: Source, layer: int, labels: Sequence[bool] | None = None) ->
     return Design(acts.at(layer).double().numpy(), y, tuple(question for question, _ in acts.keys), False, layer)
 
 
+def layers_that_differ(acts: Source) -> tuple[int, ...]:
+    """Captured layers at which a pair's activations differ anywhere; all of one checkpoint's.
+
+    Raises:
+        EmprobeError: If nothing differs at any layer.
+    """
+    if not isinstance(acts, PairActivations):
+        return acts.layers
+    found = tuple(layer for layer in acts.base.layers if not torch.equal(acts.base.at(layer), acts.tuned.at(layer)))
+    if not found:
+        raise EmprobeError(
+            "Base and tuned have equal activations at every layer, so there is no direction between them. Are they the same weights?"
+        )
+    return found
+
+
 def check_labels(labels: Sequence[bool] | None, rows: int) -> Bools:
     """Labels as an array, one per row and both kinds there.
 

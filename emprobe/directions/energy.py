@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from emprobe.errors import EmprobeError
 
@@ -45,8 +45,3 @@ def bf16_rounding(low: ArrayLike, high: ArrayLike) -> float:
         raise EmprobeError("The rounding of a difference of two equal means was asked for; there is nothing to round.")
     rounded = b.bfloat16().double() - a.bfloat16().double()
     return float((rounded - difference).norm() / difference.norm())
-
-
-def means_of(X: NDArray[np.float64], y: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means of the False and of the True rows."""
-    return X[~y].mean(axis=0), X[y].mean(axis=0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from emprobe.activations import Activations, PairActivations
 from emprobe.directions.choose import choose
-from emprobe.directions.design import Design, Source, design_of, reference_of
+from emprobe.directions.design import Design, Source, design_of, layers_that_differ, reference_of
 from emprobe.directions.direction import Direction
 from emprobe.directions.estimators import estimator_of, fitted, name_of
 from emprobe.directions.paired_pca import PairedPCA
@@ -89,16 +89,7 @@ def fit_directions(acts: Source, **options: Any) -> dict[int, Direction]:
     Raises:
         EmprobeError: If nothing differs at any layer.
     """
-    found: dict[int, Direction] = {}
-    for layer in reference_of(acts).layers:
-        if isinstance(acts, PairActivations) and torch.equal(acts.base.at(layer), acts.tuned.at(layer)):
-            continue
-        found[layer] = fit_direction(acts, layer=layer, **options)
-    if not found:
-        raise EmprobeError(
-            "Base and tuned have equal activations at every layer, so there is no direction between them. Are they the same weights?"
-        )
-    return found
+    return {layer: fit_direction(acts, layer=layer, **options) for layer in layers_that_differ(acts)}
 
 
 def select(acts: Source, rows: list[int]) -> Source:

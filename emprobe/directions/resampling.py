@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from emprobe.directions.design import Bools, check_labels
 from emprobe.errors import EmprobeError, MismatchError
@@ -17,7 +18,7 @@ Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Rows = slice | NDArray[np.int64]
 
-POOL = 512
+POOL = 384
 """Resampled questions that are summed once a layer, in all; draws pick among them."""
 
 
@@ -29,8 +30,8 @@ class ResampledDirection:
         layer: As counted in the layers given, from 0.
         vector: Unit vector, float64.
         raw_norm: Norm of the difference of means.
-        stability: Cosine between the direction and those of the resamples: their mean, and the middle 95 % of them.
-        truth: Cosine between the direction and the true one, 0 to 1, as far as the resamples' noise tells (see `resample_directions`).
+        stability: Cosine between the direction and those of resamples of questions (then rows): their mean and middle 95 %.
+        truth: Cosine between the direction and the true one, 0 to 1, with a 95 % interval (see `resample_directions`).
     """
 
     layer: int
@@ -46,34 +47,39 @@ def resample_directions(
     labels: Sequence[bool] | None = None,
     *,
     draws: int = 1000,
-    rows_too: bool = False,
+    rows_too: bool = True,
     seed: int = 0,
 ) -> Iterator[ResampledDirection]:
     """The difference of means and its bootstrap at each layer, one layer in memory at a time.
 
-    A draw takes as many questions as there are, with replacement, each with all its rows; with `rows_too` each drawn question's rows
-    are drawn again, with replacement. The same draws serve every layer. The second stage counts the noise within questions twice (see
-    `emprobe.stats.clustered_interval`), so it is the wider, more cautious interval; the first alone covers as it promises.
+    A draw takes as many questions as there are, with replacement; then each drawn question's rows are drawn again, with replacement
+    (without `rows_too` it brings all its rows). The same draws serve every layer.
 
     How it is fast: a direction is linear in its rows, so a draw needs sums only. For each question a few row resamples are summed (by
     one small matrix product), a draw picks for every copy of a question another of them, and norms and cosines of all draws come from
     the inner products of these sums. Each draw by itself has exactly the two-stage distribution, since no sum is used twice in it;
     different draws share sums.
 
-    `truth`: with d the estimate and e a draw's deviation from it, at a right angle to d, sin² between estimate and truth is as
-    ‖e‖² / ‖d‖², scaled by k / (k - 1) for k questions; ‖d‖ holds the noise already, so the truth is shorter than d and is not asked.
+    `stability` says how far another sample like this one, with its noise on top of this one's, would turn the direction. It is no
+    interval for the truth: noise has lengthened the estimate, and the second stage counts the noise within questions twice. `truth`
+    is: with d the estimate and e its error across d, sin² = ‖e‖² / ‖d‖², and e is drawn by giving the deviations of the questions
+    from d random signs (scaled by k / (k - 1) for k questions), which has the error's mean square and, in many dimensions too, its
+    spread; drawing questions with replacement does not.
 
     Args:
         layers: Arrays `[row, d_model]`, float32 or float64; may be read from disk or made one by one. For a pair, tuned minus base.
         questions: The question of each row. Rows of one question that lie together are not copied.
         labels: One truth value per row for a contrast within one checkpoint; without them rows are differences, and are averaged.
         draws: Resamples.
-        rows_too: Draw rows within questions, too.
+        rows_too: In `stability`, draw rows within questions, too.
         seed: Same seed, same draws.
 
     Raises:
         EmprobeError: No rows, fewer than two questions, unusable labels, NaN or infinity (row and layer named), or no difference.
         MismatchError: If a layer's rows are not as many as the questions, or layers differ in width.
+
+    Source: Davison & Hinkley (1997), Bootstrap Methods and their Application, section 3.8; Liu (1988), Annals of Statistics 16,
+        1696-1708 (random signs).
 
     Example:
         >>> rows = np.array([[2.0, 1], [2, -1], [2, 1], [2, -1]])
@@ -82,14 +88,17 @@ def resample_directions(
         (array([1., 0.]), 2.0)
     """
     plan = _Plan.of(questions, labels, draws, rows_too, seed)
-    width = None
+    table: NDArray[Any] | None = None
     for number, values in enumerate(layers):
         X = np.asarray(values)
         if X.ndim != 2 or len(X) != len(questions):
             raise MismatchError(f"Layer {number} has values of shape {X.shape}, but there are {len(questions)} rows by their questions.")
-        if X.shape[1] != (width := width or X.shape[1]):
-            raise MismatchError(f"Layer {number} has d_model {X.shape[1]}, but the layers before it have {width}.")
-        yield _resampled(number, X, plan)
+        X = X if X.dtype == np.float32 else X.astype(np.float64)
+        if table is None:
+            table = np.empty((len(plan.rows), len(plan.counts[0]) - 1, X.shape[1]), X.dtype)
+        if X.shape[1] != table.shape[2]:
+            raise MismatchError(f"Layer {number} has d_model {X.shape[1]}, but the layers before it have {table.shape[2]}.")
+        yield _resampled(number, X, plan, table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +111,8 @@ class _Plan:
         high: Whether a cell's rows enter with a plus.
         factors: Weight of each resample of each cell in each draw's direction, `[draws, cell x resample]`.
         once: Weight of each cell in the estimate itself.
+        question: Number of each cell's question.
+        signs: Random signs of the questions' deviations, `[draws, question]`, and random `shares` in 0..1, one a draw.
     """
 
     rows: list[Rows]
@@ -109,6 +120,9 @@ class _Plan:
     high: Bools
     factors: Singles
     once: Floats
+    question: NDArray[np.int64]
+    signs: Floats
+    shares: Floats
     n: int
     k: int
     method: str
@@ -137,7 +151,8 @@ class _Plan:
         factors, once = _factors(picks[:, question], counts, np.array(high))
         stages = "questions, then rows," if rows_too else "questions"
         method = f"bootstrap of {k} {stages} {len(factors)} draws"
-        return cls(rows, counts, np.array(high), factors, once, len(y), k, method)
+        signs = rng.choice([-1.0, 1.0], size=(draws, k))
+        return cls(rows, counts, np.array(high), factors, once, np.array(question), signs, rng.random(draws), len(y), k, method)
 
 
 def _picks(times: NDArray[np.int64], size: int, rng: np.random.Generator) -> Singles:
@@ -167,9 +182,8 @@ def _factors(picks: Singles, counts: list[Singles], high: Bools) -> tuple[Single
     return factors[whole].reshape(int(whole.sum()), -1), once
 
 
-def _resampled(number: int, X: NDArray[Any], plan: _Plan) -> ResampledDirection:
-    sums = [counts.astype(X.dtype, copy=False) @ X[rows] for rows, counts in zip(plan.rows, plan.counts, strict=True)]
-    own = np.stack([s[0] for s in sums]).astype(np.float64)
+def _resampled(number: int, X: NDArray[Any], plan: _Plan, table: NDArray[Any]) -> ResampledDirection:
+    own = _sum_up(X, plan, table)
     if not np.isfinite(own).all():
         bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
         raise EmprobeError(
@@ -181,32 +195,67 @@ def _resampled(number: int, X: NDArray[Any], plan: _Plan) -> ResampledDirection:
         raise EmprobeError(
             f"The rows of layer {number} do not differ (mean difference 0), so there is no direction. Are the weights equal?"
         )
-    along, across = _deviations(sums, own, d, plan)
+    means = _class_means(own, plan)
+    along, across = _deviations(means, d, plan, table)
     cosine = (1 + along) / np.sqrt((1 + along) ** 2 + across)
-    sine = np.sqrt(across.mean() * plan.k / (plan.k - 1)), np.sqrt(np.quantile(across, [0.025, 0.975]) * plan.k / (plan.k - 1))
-    low, value, high = (float(np.sqrt(max(1 - s * s, 0.0))) for s in (sine[1][1], sine[0], sine[1][0]))
-    low_c, high_c = np.quantile(cosine, [0.025, 0.975])
-    mean = float(np.clip(cosine.mean(), low_c, high_c))
+    sine = np.sqrt(_squared_sines(own, means, d, plan))
     return ResampledDirection(
         layer=number,
         vector=d / np.sqrt(square),
         raw_norm=float(np.sqrt(square)),
-        stability=Estimate(mean, float(low_c), float(high_c), plan.n, plan.k, plan.method + ", their middle 95 %"),
-        truth=Estimate(min(max(value, low), high), low, high, plan.n, plan.k, plan.method + ", deviations across the estimate"),
+        stability=_estimate(cosine, plan.n, plan.k, f"{plan.method}, their middle 95 %"),
+        truth=_estimate(
+            np.sqrt(np.maximum(1 - sine**2, 0.0)), plan.n, plan.k, f"random signs of {plan.k} questions' deviations, {len(sine)} draws"
+        ),
     )
 
 
-def _deviations(sums: list[NDArray[Any]], own: Floats, d: Floats, plan: _Plan) -> tuple[Floats, Floats]:
+def _estimate(cosines: Floats, n: int, k: int, method: str) -> Estimate:
+    low, high = (float(end) for end in np.quantile(cosines, [0.025, 0.975]))
+    return Estimate(min(max(float(cosines.mean()), low), high), low, high, n, k, method)
+
+
+def _sum_up(X: NDArray[Any], plan: _Plan, table: NDArray[Any]) -> Floats:
+    """Fill `table[cell, resample]` with the sums of the resamples; returns each cell's own sum, `[cell, d_model]`."""
+    own = np.empty((len(plan.rows), X.shape[1]))
+    for cell, (rows, counts) in enumerate(zip(plan.rows, plan.counts, strict=True)):
+        found = counts.astype(X.dtype, copy=False) @ X[rows]
+        own[cell], table[cell] = found[0], found[1:]
+    return own
+
+
+def _class_means(own: Floats, plan: _Plan) -> Floats:
+    """Mean row of each cell's class, `[cell, d_model]`."""
+    means = np.empty_like(own)
+    for side in np.unique(plan.high):
+        cells = plan.high == side
+        means[cells] = own[cells].sum(axis=0) / sum(plan.counts[cell].shape[1] for cell in np.flatnonzero(cells))
+    return means
+
+
+def _deviations(means: Floats, d: Floats, plan: _Plan, table: NDArray[Any]) -> tuple[Floats, Floats]:
     """Each draw's deviation from the estimate d: along it, in norms of d, and the square of what is across it, in squared norms."""
-    means = {side: own[plan.high == side].sum(axis=0) / sum(c[0].sum() for c, h in zip(plan.counts, plan.high, strict=True) if h == side)
-             for side in (False, True) if (plan.high == side).any()}  # fmt: skip
-    # About the class's mean, so that the deviations come out small instead of as differences of large numbers.
-    apart = [
-        s[1:] - c[1:].sum(axis=1, keepdims=True) * means[bool(h)].astype(s.dtype)
-        for s, c, h in zip(sums, plan.counts, plan.high, strict=True)
-    ]
-    table = np.concatenate(apart)
     square = float(d @ d)
-    along = plan.factors @ (table @ d.astype(table.dtype)) / square
-    length = np.einsum("ij,ij->i", plan.factors @ (table @ table.T), plan.factors) / square
-    return along.astype(np.float64), np.maximum(length.astype(np.float64) - along.astype(np.float64) ** 2, 0.0)
+    for cell, counts in enumerate(plan.counts):
+        # About the class's mean, so that the deviations come out small instead of as differences of large numbers.
+        table[cell] -= np.outer(counts[1:].sum(axis=1), means[cell]).astype(table.dtype)
+    flat = table.reshape(-1, table.shape[2])
+    along = (plan.factors @ (flat @ d.astype(flat.dtype))).astype(np.float64) / square
+    length = np.einsum("ij,ij->i", plan.factors @ (flat @ flat.T), plan.factors).astype(np.float64) / square
+    return along, np.maximum(length - along**2, 0.0)
+
+
+def _squared_sines(own: Floats, means: Floats, d: Floats, plan: _Plan) -> Floats:
+    """Squared length, in squared norms of d, of the questions' deviations across d added up with random signs."""
+    rows = np.array([counts.shape[1] for counts in plan.counts])
+    deviations = np.zeros((plan.k, len(d)))
+    np.add.at(deviations, plan.question, plan.once[:, None] * (own - rows[:, None] * means))
+    square = float(d @ d)
+    deviations -= np.outer(deviations @ d / square, d)
+    gram = deviations @ deviations.T
+    drawn = np.maximum(np.einsum("ij,ij->i", plan.signs @ gram, plan.signs), 0.0) * plan.k / (plan.k - 1)
+    # The error's mean square is itself estimated, from k - 1 deviations in as many dimensions as they effectively fill.
+    crossed = float((gram**2).sum() - (gram.diagonal() ** 2).sum())
+    filled = gram.trace() ** 2 * (plan.k - 1) / plan.k / crossed if crossed > 0 else np.inf
+    degrees = (plan.k - 1) * filled
+    return np.asarray(drawn / square * (chi2.isf(plan.shares, degrees) / degrees if np.isfinite(degrees) else 1.0) ** -1)
