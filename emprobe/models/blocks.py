@@ -10,6 +10,7 @@ from torch import nn
 from emprobe.errors import EmprobeError
 
 BLOCK_NAMES = ("layers", "h", "blocks", "block")
+PROBE_TOKENS = 8
 
 
 def decoder_of(model: Any) -> nn.Module:
@@ -43,6 +44,18 @@ def blocks_of(model: Any) -> nn.ModuleList:
         f"{wanted} blocks named {', '.join(BLOCK_NAMES)}; found {', '.join(lists[:4]) or 'no list of modules'}. "
         "Is it a decoder-only language model?"
     )
+
+
+def entrance_of(model: Any) -> torch.device:
+    """Where token ids have to go. Offloaded weights are nowhere for the moment; what loads them also moves the ids."""
+    device = torch.device(model.get_input_embeddings().weight.device)
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def probe_ids(model: Any) -> torch.Tensor:
+    """A few token ids that any model can run on, to see what it does; one row."""
+    ids = torch.arange(1, 1 + PROBE_TOKENS)[None] % len(model.get_input_embeddings().weight)
+    return ids.to(entrance_of(model))
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

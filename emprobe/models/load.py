@@ -1,29 +1,33 @@
-"""Load one checkpoint: a directory or hub id, with or without a PEFT adapter, or say in one sentence why not."""
+"""Load one checkpoint: a directory or hub id, with or without PEFT adapters, or say in one sentence why not."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
+from transformers import PreTrainedTokenizerBase
 
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.files import content_hash, file_hash
+from emprobe.files import content_hash
 from emprobe.models.adapters import AdapterSwitch, attach, is_adapter
-from emprobe.models.sites import blocks_of
+from emprobe.models.blocks import blocks_of, entrance_of
+from emprobe.models.weights import (
+    Quantization,
+    check_config,
+    load_tokenizer,
+    load_weights,
+    local_directory,
+    quantized,
+    weights_fingerprint,
+)
 
 AdapterState = Literal["none", "on", "off"]
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass
@@ -35,8 +39,8 @@ class Checkpoint:
 
     Attributes:
         name: What the user called it.
-        fingerprint: SHA-256 over the weight files (and the adapter's), first 16 hex digits.
-        adapter: `none`, or the state of the shared adapter (`on`, `off`) that makes this checkpoint.
+        fingerprint: SHA-256 over the weight files (and the adapters', and how they are quantised), first 16 hex digits.
+        adapter: `none`, or the state of the shared adapters (`on`, `off`) that makes this checkpoint.
     """
 
     model: Any
@@ -88,114 +92,42 @@ class Checkpoint:
     @property
     def device(self) -> torch.device:
         """Where token ids have to go."""
-        return torch.device(self.hf.get_input_embeddings().weight.device)
+        return entrance_of(self.hf)
 
     def __repr__(self) -> str:
         kind = type(self.hf).__name__
-        return f"Checkpoint({self.name!r}, {kind}, {self.n_layers} layers, d_model {self.d_model}, adapter {self.adapter})"
-
-
-def weights_fingerprint(directory: Path) -> str:
-    """SHA-256 over the names and bytes of the weight files in a directory (16 hex digits)."""
-    files = sorted(f for pattern in WEIGHT_PATTERNS for f in directory.glob(pattern))
-    return content_hash([[file.name, file_hash(file)] for file in files])
-
-
-def local_directory(path: str, revision: str | None) -> Path:
-    """Where the files of a directory or hub id lie on this disk; raises `EmprobeError` if nowhere."""
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local
-    if local.exists():
-        raise EmprobeError(f"Checkpoint {path!r} is a file. Give the directory that holds config.json and the weights.")
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise EmprobeError(f"Checkpoint {path!r} was asked for, but there is no such directory. Check the path.")
-    why = ""
-    for name in ("config.json", "adapter_config.json"):
-        try:
-            found = cached_file(path, name, revision=revision)
-        except (OSError, ValueError) as error:
-            why = why or str(error).strip().splitlines()[0]
-        else:
-            if name == "adapter_config.json":
-                # A whole model's weights come with from_pretrained; an adapter is loaded from this directory.
-                with suppress(OSError):
-                    cached_file(path, "adapter_model.safetensors", revision=revision)
-            return Path(str(found)).parent
-    raise EmprobeError(
-        f"Checkpoint {path!r} is no directory here, and as a hub id it could not be read: {why} "
-        "Check the spelling, the network, or your access token."
-    )
-
-
-def _show_bars(shown: bool) -> None:
-    """Turn transformers' own progress bars on or off; ours speak of the run, theirs of shards."""
-    logs: Any = transformers.logging
-    logs.enable_progress_bar() if shown else logs.disable_progress_bar()
-
-
-def _load_weights(path: str, directory: Path, revision: str | None, options: dict[str, Any]) -> Any:
-    if not (directory / "config.json").is_file():
-        raise EmprobeError(
-            f"Checkpoint {path!r} has no config.json, so its architecture is unknown; found: "
-            f"{', '.join(sorted(f.name for f in directory.iterdir())[:8]) or 'nothing'}. Was it saved by save_pretrained?"
-        )
-    # The reader of a missing weight would otherwise get freshly drawn ones and a warning in the log.
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity(logging.ERROR)
-    _show_bars(False)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision, output_loading_info=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise EmprobeError(
-            f"Checkpoint {path!r} could not be loaded as a causal language model: {str(error).strip().splitlines()[0]} "
-            "The weights may be missing, cut short, or of an architecture this transformers does not know."
-        ) from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        _show_bars(bars)
-    model, info = loaded
-    bad = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
-    if bad:
-        raise EmprobeError(
-            f"Checkpoint {path!r} lacks {len(bad)} of the weights its config.json asks for (first: {bad[0]}). They would be "
-            "random numbers. Check that the files are complete and that config.json belongs to them."
-        )
-    return model
-
-
-def _load_tokenizer(path: str, revision: str | None, chat_template: str | None) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EmprobeError(f"Checkpoint {path!r} has no usable tokenizer: {str(error).strip().splitlines()[0]}") from error
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    return tokenizer
+        stacked = self.switch.names if self.switch and len(self.switch.names) > 1 else ()
+        adapter = f"adapters {' + '.join(stacked)}" if stacked else "adapter"
+        return f"Checkpoint({self.name!r}, {kind}, {self.n_layers} layers, d_model {self.d_model}, {adapter} {self.adapter})"
 
 
 def load_model(
     path: str | Path,
     *,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     revision: str | None = None,
+    adapter_revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device_map: str | None = None,
+    quantization: Quantization | None = None,
     chat_template: str | None = None,
 ) -> Checkpoint:
-    """Load one checkpoint in eval mode.
+    """Load one checkpoint in eval mode; code that comes with a checkpoint is never run.
 
     Args:
         path: Directory or hub id of a causal language model.
-        adapter: PEFT adapter (directory or hub id) to put on it; the checkpoint is then the adapted model.
-        revision: Commit, tag or branch on the hub.
+        adapter: PEFT adapter (directory or hub id) to put on it; the checkpoint is then the adapted model. Several are all on together.
+        revision: Commit, tag or branch on the hub, for weights and tokenizer.
+        adapter_revision: The same for the adapter.
         dtype: As stored (`auto`) or a torch dtype such as `float32`.
-        device_map: As in transformers; `None` keeps it on the CPU.
+        device_map: As in transformers (`cpu`, `auto`, `cuda:0`); `None` keeps it on the CPU.
+        quantization: `8bit` (LLM.int8) or `4bit` (NF4), by bitsandbytes; `None` loads the weights as they are stored.
         chat_template: Jinja text that replaces the tokenizer's own template (for base models that have none).
 
     Raises:
-        EmprobeError: If it is missing, incomplete, unreadable, or has no tokenizer.
-        MismatchError: If the adapter belongs to another base.
+        EmprobeError: If it is missing, incomplete, unreadable, or has no tokenizer; or an adapter lies outside the model's layers.
+        MismatchError: If an adapter belongs to another base, or changes the base itself.
+        MissingExtraError: If bitsandbytes is needed and not installed.
 
     Example:
         >>> load_model("./nowhere")
@@ -210,16 +142,34 @@ def load_model(
         raise EmprobeError(
             f"{name!r} is a PEFT adapter, not a whole model. Give the model it was trained on as the base and this directory as tuned."
         )
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, **quantized(name, check_config(name, directory), quantization)}
     if device_map is not None:
         options["device_map"] = device_map
-    model = _load_weights(name, directory, revision, options).eval()
-    tokenizer = _load_tokenizer(name, revision, chat_template)
+    model = load_weights(name, revision, options).eval()
+    tokenizer = load_tokenizer(name, revision, chat_template)
     blocks_of(model)
-    fingerprint = weights_fingerprint(directory)
+    stored = weights_fingerprint(directory)
+    base = Checkpoint(model, tokenizer, name, content_hash([stored, quantization]) if quantization else stored)
     if adapter is None:
-        return Checkpoint(model, tokenizer, name, fingerprint)
-    adapter_directory = local_directory(str(adapter), None)
-    peft_model = attach(model, str(adapter), name, adapter_directory, directory).eval()
-    adapted = content_hash([fingerprint, weights_fingerprint(adapter_directory)])
-    return Checkpoint(peft_model, tokenizer, str(adapter), adapted, "on", AdapterSwitch(peft_model, fingerprint))
+        return base
+    return _adapted(base, directory, _directories(adapter, adapter_revision))
+
+
+def _directories(adapter: str | Path | Sequence[str | Path], revision: str | None) -> dict[str, Path]:
+    """Directory of each adapter by what the user called it."""
+    given = [adapter] if isinstance(adapter, str | Path) else list(adapter)
+    directories = {str(a): local_directory(str(a), revision) for a in given}
+    if not given or len(set(directories.values())) < len(given):
+        raise EmprobeError(
+            f"{len(given)} adapters were given ({', '.join(map(repr, map(str, given))) or 'none'}), {len(set(directories.values()))} of "
+            "them different. Give each one once, and at least one."
+        )
+    return directories
+
+
+def _adapted(base: Checkpoint, directory: Path, adapters: dict[str, Path]) -> Checkpoint:
+    """The checkpoint with adapters on, all at once; it takes the base's weights over."""
+    model, names = attach(base.model, adapters, base.name, directory)
+    fingerprint = content_hash([base.fingerprint, *(weights_fingerprint(d) for d in adapters.values())])
+    switch = AdapterSwitch(model, base.fingerprint, names)
+    return Checkpoint(model.eval(), base.tokenizer, " + ".join(adapters), fingerprint, "on", switch)

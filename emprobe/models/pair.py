@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from emprobe.errors import MismatchError
 from emprobe.models.adapters import is_adapter
-from emprobe.models.load import Checkpoint, load_model, local_directory
+from emprobe.models.load import Checkpoint, load_model
+from emprobe.models.weights import local_directory
 
 
 @dataclass(frozen=True)
@@ -24,23 +26,35 @@ class CheckpointPair:
         return self.base.model is self.tuned.model
 
 
-def load_pair(base: str | Path, tuned: str | Path, **options: Any) -> CheckpointPair:
+def load_pair(
+    base: str | Path,
+    tuned: str | Path | Sequence[str | Path],
+    *,
+    revision: str | None = None,
+    tuned_revision: str | None = None,
+    **options: Any,
+) -> CheckpointPair:
     """Load base and tuned, and refuse two checkpoints that do not belong together.
 
     Args:
         base: Directory or hub id of the model before fine-tuning.
-        tuned: Directory or hub id of the model after; a PEFT adapter shares the base's weights (adapter off = base).
-        options: As in `load_model` (`dtype`, `device_map`, `chat_template`).
+        tuned: Directory or hub id of the model after; a PEFT adapter shares the base's weights (adapter off = base), and so do several,
+            which are then all on together or all off.
+        revision: Commit, tag or branch of base on the hub.
+        tuned_revision: The same for tuned, model or adapter.
+        options: As in `load_model` (`dtype`, `device_map`, `quantization`, `chat_template`).
 
     Raises:
-        EmprobeError: If one cannot be loaded.
-        MismatchError: If architecture, size, vocabulary or chat template differ, or the adapter is another base's.
+        EmprobeError: If one cannot be loaded, or one of several is no adapter.
+        MismatchError: If architecture, size, vocabulary or chat template differ, or an adapter is another base's.
+        MissingExtraError: If bitsandbytes is needed and not installed.
     """
-    tuned_directory = local_directory(str(tuned), None)
-    if is_adapter(tuned_directory):
-        on = load_model(base, adapter=tuned, **options)
+    several = not isinstance(tuned, str | Path)
+    if several or is_adapter(local_directory(str(tuned), tuned_revision)):
+        on = load_model(base, adapter=tuned, revision=revision, adapter_revision=tuned_revision, **options)
         return CheckpointPair(adapter_off(on, base), on)
-    pair = CheckpointPair(load_model(base, **options), load_model(tuned, **options))
+    assert isinstance(tuned, str | Path)
+    pair = CheckpointPair(load_model(base, revision=revision, **options), load_model(tuned, revision=tuned_revision, **options))
     check_pair(pair)
     return pair
 

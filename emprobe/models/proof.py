@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from emprobe.errors import EmprobeError
-from emprobe.models.blocks import blocks_of, decoder_of, hidden_of, input_of
+from emprobe.models.blocks import PROBE_TOKENS, blocks_of, decoder_of, hidden_of, input_of, probe_ids
 
 ATTENTION_NAMES = ("attn", "attention")
 MLP_NAMES = ("mlp", "feedforward", "feed_forward", "ffn", "moe")
-PROBE_TOKENS = 8
 # How far a sum may be off, as a share of the smaller of its two addends. A wrong guess is off by about 1, and sums are formed in the
 # model's own dtype and order, so a right one is exact but for fused kernels.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -83,13 +82,11 @@ def parts_of(model: Any) -> tuple[Parts, ...]:
 def _probe(model: Any) -> tuple[Parts, ...]:
     decoder = decoder_of(model)
     found: list[Parts] = []
-    embedding = model.get_input_embeddings().weight
-    ids = torch.arange(1, 1 + PROBE_TOKENS)[None] % len(embedding)
     with _unhooked(decoder), ExitStack() as stack, torch.no_grad():
         for block in blocks_of(model):
             _watch(block, stack, found)
         try:
-            decoder(input_ids=ids.to("cpu" if embedding.is_meta else embedding.device), use_cache=False)
+            decoder(input_ids=probe_ids(model), use_cache=False)
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise EmprobeError(
                 f"{type(model).__name__} did not run on {PROBE_TOKENS} token ids, so where its blocks can be read is unknown: "

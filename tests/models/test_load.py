@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.models import load, load_model, load_pair
+from emprobe.models import load_model, load_pair, weights
 from tests.fixtures.models import Checkpoints, copy_of, merge_adapter, write_adapter, write_base
 
 
@@ -41,8 +41,8 @@ def test_an_adapter_of_the_hub_is_fetched_with_its_weights(llama: Checkpoints, m
             raise OSError(f"{path} has no {name}")
         return str(llama.adapter / name)
 
-    monkeypatch.setattr(load, "cached_file", fetch)
-    assert load.local_directory("someone/adapter", None) == llama.adapter
+    monkeypatch.setattr(weights, "cached_file", fetch)
+    assert weights.local_directory("someone/adapter", None) == llama.adapter
     assert "adapter_model.safetensors" in asked, "the settings alone are no adapter"
 
 
@@ -184,3 +184,5 @@ def test_fingerprint_is_of_the_weights_not_of_the_place(llama: Checkpoints, tmp_
     here, there = load_pair(llama.base, llama.adapter), load_pair(moved.base, moved.adapter)
     assert (here.base.fingerprint, here.tuned.fingerprint) == (there.base.fingerprint, there.tuned.fingerprint)
     assert here.base.fingerprint != here.tuned.fingerprint
+
+
