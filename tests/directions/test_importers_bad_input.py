@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -90,7 +91,7 @@ BAD = {
         "v.svec", text('{"model_type": "x", "directions": {"1": [1.0], "2": [1.0, 2.0]}}'), r"d_model 1 at layer 1 and 2 at layer 2"
     ),
     "NaN": Bad(PERSONA, torch_file(with_value(float("nan"))), r"resid_post\[2\] \(layer 2\) is not finite: 1 of 16 .*first at dimension 5"),
-    "infinity": Bad(PERSONA, torch_file(with_value(float("inf"))), r"\(layer 2\) is not finite: 1 of 16 values are NaN or infinite"),
+    "infinity": Bad(PERSONA, torch_file(with_value(float("inf"))), r"\(layer 2\) is not finite: 1 of 16 values are NaN, infinite or"),
     "zero": Bad(PERSONA, torch_file(zero_at_3()), r"\(layer 2\) is zero, and a zero vector points nowhere"),
     "layer not there": Bad(PERSONA, torch_file(hidden_states()), r"layers 0 to 4 \(0-based blocks\), and layer 40 was", {"layer": 40}),
     "no layer": Bad(PERSONA, torch_file(hidden_states()), r"holds resid_post of layers 0 to 4 .*no layer was named", {"layer": None}),
@@ -156,6 +157,19 @@ def test_a_file_cut_short_is_told_so(write: Writer, share: float, tmp_path: Path
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(EmprobeError, match=r"cut short|damaged|begins like JSON"):
         import_direction(path, layer=2, **options)
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda w: w.__name__)
+def test_whatever_bytes_are_wrong_a_file_is_read_or_refused(write: Writer, tmp_path: Path) -> None:
+    path, options = write(tmp_path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(40):
+        broken = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 2000), size=rng.choice([1, 5, 40])):
+            broken[place] = rng.integers(256)
+        path.write_bytes(bytes(broken))
+        with contextlib.suppress(EmprobeError):
+            import_direction(path, layer=2, **options)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.25, 0.5, 0.75, 0.95])

@@ -1,4 +1,4 @@
-"""The command `import`, and what a stored vector tells of itself."""
+"""The command `import`, and what a stored vector tells of its rounding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from emprobe.commands.importing import Import, run_import
 from emprobe.directions import Direction
-from emprobe.directions.importers.stored import rounding_share, top_energy
+from emprobe.directions.importers.rounding import rounding_share
 from emprobe.errors import MismatchError
 from emprobe.files import read_json
 from tests.fixtures.peers import D, npy, persona_vectors
@@ -71,6 +71,5 @@ def test_rounding_before_the_subtraction_is_seen_in_the_difference(spread: float
     assert rounding_share(high - low) < 1e-9
 
 
-def test_top_energy_of_a_flat_vector_is_its_share_of_the_dimensions() -> None:
-    assert top_energy(np.ones(20)) == pytest.approx(0.25)
+def test_dimensions_of_nothing_are_not_rounded() -> None:
     assert rounding_share(np.array([0.0, 1.0, -2.0])) == rounding_share(np.array([1.0, 2.0]))

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from emprobe.directions.direction import Direction
+from emprobe.directions.energy import top_energy
 from emprobe.directions.importers.array import SINGLE
 from emprobe.directions.importers.container import Opened, open_container
 from emprobe.directions.importers.registry import FORMATS, check_options, choose
+from emprobe.directions.importers.rounding import rounding_share
 from emprobe.directions.importers.source import Asked, Source, Vector, spans
-from emprobe.directions.importers.stored import rounding_share, top_energy
 from emprobe.errors import EmprobeError
 from emprobe.types import Site
 
@@ -121,11 +122,11 @@ def _at_site(opened: Opened, source: Source, site: Site | None) -> tuple[Mapping
 
 def _direction(opened: Opened, name: str, source: Source, site: Site, layer: int, vector: Vector) -> Direction:
     where = f"{opened.path} at {site}[{layer}]"
-    finite = np.isfinite(vector)
+    finite = np.abs(vector) <= np.finfo(np.float32).max  # no residual stream goes beyond it, and squares of more overflow
     if not finite.all():
         raise EmprobeError(
-            f"{where} (layer {layer}) is not finite: {int((~finite).sum())} of {len(vector)} values are NaN or infinite, the first at "
-            f"dimension {int(finite.argmin())}. It cannot be used; take another layer with layer=."
+            f"{where} (layer {layer}) is not finite: {int((~finite).sum())} of {len(vector)} values are NaN, infinite or beyond float32, "
+            f"the first at dimension {int(finite.argmin())}. It cannot be used; take another layer with layer=."
         )
     norm = float(np.linalg.norm(vector))
     if norm == 0:
@@ -156,7 +157,7 @@ def _origin(opened: Opened, name: str, source: Source, vector: Vector) -> dict[s
         "index_convention": source.convention,
         "conversion": source.conversion,
         "cautions": list(source.cautions),
-        "top_5_energy": top_energy(vector),
+        "top_5_energy": top_energy(vector, k=min(5, len(vector))),
         "rounding_share": rounding_share(vector),
         # As JSON reads it back, so that a saved direction equals its loaded self; JSON has no NaN.
         "says": json.loads(json.dumps(source.facts, default=str), parse_constant=str),

@@ -1,20 +1,10 @@
-"""What a stored vector tells of itself: its norm, how few dimensions carry it, and how coarsely its means were rounded."""
+"""How coarsely the means were rounded whose difference a stored vector is, read from the vector alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from emprobe.directions.importers.source import Vector
-
-
-def top_energy(vector: Vector, k: int = 5) -> float:
-    """Share of the squared norm in the k largest entries, in 0..1.
-
-    >>> top_energy(np.array([3.0, 4.0, 0.0]), k=1)
-    0.64
-    """
-    squared = np.sort(vector**2)
-    return float(squared[-k:].sum() / squared.sum())
 
 
 def rounding_share(vector: Vector) -> float:
