@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
 
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.overlap.spans import matrix_of
@@ -22,8 +20,6 @@ Floats = NDArray[np.float64]
 
 CELLS = 1_000_000
 """Numbers held at once in a batch of draws."""
-COLUMNS = 512
-"""Dimensions of the rows that are held in float64 at once."""
 SINGULAR = 1e-13
 """Squared Cholesky pivots below this share of the largest are rounding, not a dimension."""
 
@@ -66,45 +62,6 @@ class Haar:
             yield orthonormalised(inside @ inside.mT + _wishart(rng, size, k, d_model - r), inside @ coordinates)
 
 
-class CovarianceMatched:
-    """Gaussian vectors with the covariance of given rows: gᵀ (rows - mean), g standard normal, one for each of k dimensions.
-
-    The Gram matrix K of the centred rows is brought to tridiagonal form Q T Qᵀ once; Qᵀ g is as normal as g, so a draw needs g T gᵀ and
-    g (Qᵀ rows Tᵀ): n numbers a dimension instead of d_model, and no d_model x d_model matrix. With more rows than dimensions the rows
-    are first replaced by the triangle of their QR decomposition, which has the same covariance.
-
-    Args:
-        rows: Activations `[n, d_model]` whose covariance counts, or differences of them.
-
-    Raises:
-        EmprobeError: If there are fewer than two rows, one is not finite, or all are equal.
-    """
-
-    name = "covariance_matched"
-
-    def __init__(self, rows: object) -> None:
-        self.rows = varying_rows(rows)
-
-    def images(self, targets: Floats, k: int, draws: int, seed: int) -> Iterator[Floats]:
-        """See `FrameLaw`."""
-        rows = fitting(self.rows, targets)
-        gram, products = _centred_products(_few(rows), targets)
-        diagonal, beside, products = _tridiagonal(gram, products)
-        del gram
-        n = len(diagonal)
-        if k >= len(rows):
-            raise EmprobeError(
-                f"{len(rows)} rows span at most {len(rows) - 1} dimensions about their mean; {k} were asked. Give more rows."
-            )
-        generator = torch.Generator().manual_seed(seed)
-        for size in batches(draws, 3 * k * n):
-            g = torch.randn(size, k, n, generator=generator).numpy().astype(np.float64)
-            half = g * (diagonal / 2)
-            half[..., :-1] += g[..., 1:] * beside
-            gram = half @ g.mT
-            yield orthonormalised(gram + gram.mT, g @ products)
-
-
 class ActivationDifferences:
     """Differences of random pairs of rows, k disjoint pairs a draw: directions that the model itself takes from one text to another."""
 
@@ -145,18 +102,23 @@ def orthonormalised(gram: Floats, products: Floats) -> Floats:
     Raises:
         EmprobeError: If the drawn vectors depend on each other.
     """
-    try:
-        lower = np.linalg.cholesky(gram)
-        pivots = np.diagonal(lower, axis1=1, axis2=2) ** 2
-        singular = bool((pivots.min(axis=1) <= SINGULAR * np.diagonal(gram, axis1=1, axis2=2).max(axis=1)).any())
-    except np.linalg.LinAlgError:
-        singular = True
-    if singular:
+    lower = triangles(gram)
+    if lower is None:
         raise EmprobeError(
             f"Random subspaces of {gram.shape[-1]} dimensions were asked of rows that span fewer. Give rows that vary in more directions, "
             "or a smaller k."
         )
     return np.asarray(np.linalg.solve(lower, products))
+
+
+def triangles(gram: Floats, least: float = SINGULAR) -> Floats | None:
+    """Cholesky triangles of a batch; `None` where a squared pivot is below this share of the largest entry."""
+    try:
+        lower = np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        return None
+    pivots = np.diagonal(lower, axis1=1, axis2=2).min(axis=1) ** 2
+    return None if (pivots <= least * np.diagonal(gram, axis1=1, axis2=2).max(axis=1)).any() else np.asarray(lower)
 
 
 def varying_rows(rows: object) -> NDArray[np.float32] | Floats:
@@ -168,7 +130,7 @@ def varying_rows(rows: object) -> NDArray[np.float32] | Floats:
     found = matrix_of(rows, "rows of the null")
     if len(found) < 2:
         raise EmprobeError("A null was asked of 1 row, which has no covariance. Give the rows of many texts.")
-    if not (found.max(axis=0) > found.min(axis=0)).any():
+    if not any((row != found[0]).any() for row in found[1:]):
         raise EmprobeError(f"All {len(found)} rows of the null are equal, so they have no covariance. Give the rows of different texts.")
     return found
 
@@ -195,44 +157,3 @@ def _wishart(rng: np.random.Generator, size: int, k: int, degrees: int) -> Float
     diagonal = np.arange(k)
     triangle[:, diagonal, diagonal] = np.sqrt(rng.chisquare(degrees - diagonal, size=(size, k)))
     return np.asarray(triangle @ triangle.mT)
-
-
-def _few(rows: NDArray[np.float32] | Floats) -> NDArray[np.float32] | Floats:
-    """At most d_model + 1 rows with the same scatter about their mean, COLUMNS rows at a time."""
-    n, d_model = rows.shape
-    if n <= d_model:
-        return rows
-    mean = rows.mean(axis=0, dtype=np.float64)
-    triangle: Floats = np.zeros((0, d_model))
-    for start in range(0, n, d_model):
-        triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, rows[start : start + d_model] - mean]), mode="r"))
-    # A symmetric copy has mean zero, so that centring once more leaves it: each row and its negative, at 1 / sqrt(2).
-    return np.asarray(np.concatenate([triangle, -triangle]) / np.sqrt(2))
-
-
-def _centred_products(rows: NDArray[np.float32] | Floats, targets: Floats) -> tuple[Floats, Floats]:
-    """Gram matrix of the rows about their mean (lower half) and their products with the targets, COLUMNS dimensions at a time."""
-    n, d_model = rows.shape
-    gram = np.zeros((n, n), order="F")
-    products = np.zeros((n, len(targets)))
-    for start in range(0, d_model, COLUMNS):
-        block = rows[:, start : start + COLUMNS].astype(np.float64)
-        block -= block.mean(axis=0)
-        gram = blas.dsyrk(1.0, block.T, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
-        products += block @ targets[:, start : start + COLUMNS].T
-    return gram, products
-
-
-def _tridiagonal(gram: Floats, products: Floats) -> tuple[Floats, Floats, Floats]:
-    """Diagonal and subdiagonal of T = Qᵀ K Q, and Qᵀ times the products. `gram` is overwritten.
-
-    LAPACK's own tridiagonal step, since scipy's eigenvalues cost four times as much and a draw has no use for them.
-    """
-    n = len(gram)
-    reflectors, diagonal, beside, scale, info = lapack.dsytrd(gram, lower=1, lwork=64 * n, overwrite_a=1)
-    assert info == 0
-    if n > 2:
-        rotated, _, info = lapack.dormqr("L", "T", reflectors[1:, :-1], scale, products[1:], lwork=64 * products.shape[1])
-        assert info == 0
-        products = np.concatenate([products[:1], rotated])
-    return diagonal, beside, products

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.overlap.frames import ActivationDifferences, CovarianceMatched, FrameLaw, Haar, batches, fitting, orthonormalised, varying_rows
+from emprobe.overlap.covariance import CovarianceMatched
+from emprobe.overlap.frames import ActivationDifferences, FrameLaw, Haar, batches, fitting, orthonormalised, varying_rows
 from emprobe.overlap.measures import SMALLER_IS_MORE, Side, measures_of_images, targets_of
 from emprobe.stats import null_of
 from emprobe.types import Null

@@ -29,7 +29,7 @@ def matrix_of(values: Any, what: str = "rows") -> NDArray[Any]:
         values = (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).detach().cpu().numpy()
     found = np.asarray(values)
     if found.dtype != np.float32:
-        found = found.astype(np.float64)
+        found = found.astype(np.float64, copy=False)
     if found.ndim == 1 and found.size:
         found = found[None, :]
     if found.ndim != 2 or 0 in found.shape:
