@@ -13,6 +13,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from emprobe.behaviour.questions import save_questions
+from emprobe.commands.capture import Capture, run_capture
+from emprobe.commands.direction import DirectionCommand, run_direction
+from emprobe.commands.importing import Import, run_import
 from emprobe.errors import EmprobeError, InterventionDidNotFire, MissingExtraError
 from emprobe.organisms import list_organisms, organisms_folder, questions
 from emprobe.organisms.building import build
@@ -118,8 +121,13 @@ def _questions(command: OrganismQuestions) -> None:
 Commands = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Job, tyro.conf.subcommand("run")]
+    | Annotated[Capture, tyro.conf.subcommand("capture")]
+    | Annotated[DirectionCommand, tyro.conf.subcommand("direction")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[OrganismCommand, tyro.conf.subcommand("organism")]
 )
+STAGES: dict[type, Any] = {Capture: run_capture, DirectionCommand: run_direction, Import: run_import}
+"""Commands of one stage, which return the lines to print."""
 ACTIONS: dict[type, Any] = {
     Demo: _demo,
     Job: _run,
@@ -138,7 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Any = parse(Commands, prog="emprobe", args=arguments, description=description, config=(tyro.conf.OmitSubcommandPrefixes,))
     command = command.action if isinstance(command, OrganismCommand) else command
     try:
-        ACTIONS[type(command)](command)
+        if type(command) in STAGES:
+            _say(*STAGES[type(command)](command))
+        else:
+            ACTIONS[type(command)](command)
     except (EmprobeError, MissingExtraError, InterventionDidNotFire) as error:
         sys.stderr.write(f"\nemprobe: {error}\n")
         return 2

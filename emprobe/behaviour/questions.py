@@ -38,23 +38,33 @@ def load_questions(path: Path | str) -> list[Conversation]:
         EmprobeError: If the file is missing, of another kind or unreadable; if it holds no question, an invalid one (with its line),
             two of one id, or one question under two ids, which every interval would count as two.
     """
-    path = Path(path)
-    if path.suffix not in _READERS:
-        raise EmprobeError(f"{path} was given as a file of questions; known endings are {', '.join(_READERS)}.")
-    if not path.is_file():
-        raise EmprobeError(f"{path} was given as a file of questions and does not exist.")
     questions: list[Conversation] = []
     places: list[str] = []
-    for place, row in _READERS[path.suffix](path):
-        where = f"{path}, {place}"
-        if not isinstance(row, dict):
-            raise EmprobeError(f"{where}: a question must be an object with a 'prompt' or 'messages', not {type(row).__name__}.")
-        questions.append(_question({str(key): value for key, value in row.items() if value is not None}, where))
+    path = Path(path)
+    for where, place, row in read_rows(path, "questions"):
+        questions.append(question_of(row, where))
         places.append(place)
     if not questions:
         raise EmprobeError(f"{path} holds no questions. Give at least one, such as {{'id': 'q1', 'prompt': 'What should I plant?'}}.")
     _refuse_twins(questions, places, path)
     return questions
+
+
+def read_rows(path: Path, what: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The objects of a file, each with the words that say where it stands, in the file system and in the file.
+
+    Raises:
+        EmprobeError: If the file is missing, of another kind or unreadable, or a row is no object.
+    """
+    if path.suffix not in READERS:
+        raise EmprobeError(f"{path} was given as a file of {what}; known endings are {', '.join(READERS)}.")
+    if not path.is_file():
+        raise EmprobeError(f"{path} was given as a file of {what} and does not exist.")
+    for place, row in READERS[path.suffix](path):
+        where = f"{path}, {place}"
+        if not isinstance(row, dict):
+            raise EmprobeError(f"{where}: a question must be an object with a 'prompt' or 'messages', not {type(row).__name__}.")
+        yield where, place, {str(key): value for key, value in row.items() if value is not None}
 
 
 def save_questions(path: Path | str, questions: Sequence[Conversation]) -> None:
@@ -131,8 +141,8 @@ def _drawn(questions: Sequence[Conversation], seed: int, shares: tuple[float, fl
     return {name: SPLITS[(i >= first) + (i >= second)] for i, name in enumerate(ids)}
 
 
-def _question(row: dict[str, Any], where: str) -> Conversation:
-    """One object of the file as a conversation."""
+def question_of(row: dict[str, Any], where: str) -> Conversation:
+    """One object of a file as an unanswered conversation."""
     if "id" in row and "question_id" in row:
         raise EmprobeError(f"{where}: both 'id' and 'question_id' are given. Keep one.")
     messages = _messages(row, where)
@@ -253,4 +263,4 @@ def _text(path: Path) -> str:
         raise EmprobeError(f"{path} could not be read as UTF-8 text: {error}.") from error
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from emprobe.capture.request import Records, Request, request
 from emprobe.capture.rows import OnePlace
 from emprobe.errors import EmprobeError
+from emprobe.files import load_tensors, save_tensors
 from emprobe.models.load import Checkpoint
 from emprobe.models.pair import CheckpointPair
 from emprobe.moments import LowRankMoments, Moments
@@ -57,6 +59,38 @@ class GroupMoments:
             if asked not in there and not (asked is None and len(there) == 1):
                 raise EmprobeError(f"Moments of {what} {asked!r} were asked for, and there are {', '.join(map(str, there))}.")
         return self.parts[role or roles[0], group or self.groups[0]][self.layers.index(layer)]
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file."""
+        tensors: dict[str, torch.Tensor] = {}
+        entries = []
+        for index, ((role, group), moments) in enumerate(self.parts.items()):
+            entries.append({"role": role, "group": group, "n": [m.n for m in moments], "lost": [getattr(m, "lost", 0.0) for m in moments]})
+            for column, m in enumerate(moments):
+                spread = m.scatter if isinstance(m, Moments) else m.sketch
+                tensors |= {f"{index}.{column}.mean": torch.from_numpy(m.mean), f"{index}.{column}.spread": torch.from_numpy(spread)}
+        card = {name: getattr(self, name) for name in ("layers", "site", "positions", "kind", "checkpoints")}
+        save_tensors(path, tensors, {"record": "GroupMoments", "parts": entries, **card})
+
+    @classmethod
+    def load(cls, path: str | Path) -> GroupMoments:
+        """Read what `save` wrote.
+
+        Raises:
+            EmprobeError: If it is no file of moments.
+        """
+        tensors, card = load_tensors(path)
+        if card.get("record") != "GroupMoments":
+            raise EmprobeError(f"{path} holds no moments. Was it written by GroupMoments.save?")
+        kind, parts = card["kind"], {}
+        for index, entry in enumerate(card["parts"]):
+            made: list[AnyMoments] = []
+            for column, (n, lost) in enumerate(zip(entry["n"], entry["lost"], strict=True)):
+                mean, spread = (tensors[f"{index}.{column}.{what}"].numpy() for what in ("mean", "spread"))
+                made.append(LowRankMoments(n, mean, spread, kind, lost) if isinstance(kind, int) else Moments(n, mean, spread))
+            parts[entry["role"], entry["group"]] = tuple(made)
+        checkpoints = {role: (name, fingerprint) for role, (name, fingerprint) in card["checkpoints"].items()}
+        return cls(parts, tuple(card["layers"]), card["site"], card["positions"], kind, checkpoints)
 
     def __repr__(self) -> str:
         rows = {group: next(m[0].n for (_, g), m in self.parts.items() if g == group) for group in self.groups}

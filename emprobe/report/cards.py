@@ -51,17 +51,21 @@ def card(result: Mapping[str, Any]) -> str:
     return text
 
 
-def command(job: Mapping[str, Any]) -> str:
+def command(job: Mapping[str, Any], name: str = "run") -> str:
     """The command line that makes the same result, in another folder.
 
     >>> command({"base": "a", "out": "b", "others": ["c d", "e"], "dev_samples": 2, "layers": [], "dtype": None})
     "emprobe run --base a --others 'c d' e --dev-samples 2 --out DIR"
     """
-    words = ["emprobe", "run"]
-    for name, value in job.items():
+    words = ["emprobe", name]
+    for argument, value in job.items():
+        flag = argument.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+            continue
         values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-        if values and name != "out":
-            words += [f"--{name.replace('_', '-')}", *(shlex.quote(f"{v:g}" if isinstance(v, float) else str(v)) for v in values)]
+        if values and argument != "out":
+            words += [f"--{flag}", *(shlex.quote(f"{v:g}" if isinstance(v, float) else str(v)) for v in values)]
     return " ".join([*words, "--out", "DIR"])
 
 

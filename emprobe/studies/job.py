@@ -19,10 +19,10 @@ from emprobe.capture import capture
 from emprobe.directions import Direction, fit_directions
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.files import content_hash, write_json
-from emprobe.models.chat import PLAIN_TEMPLATE
 from emprobe.models.pair import CheckpointPair, load_pair
 from emprobe.models.positions import check_rule
 from emprobe.models.sites import check_layers
+from emprobe.models.templates import named_template
 from emprobe.organisms.training import one_thread
 from emprobe.report import write_report
 from emprobe.studies.folder import claim_folder
@@ -103,7 +103,7 @@ class Job:
 
     def loading(self) -> dict[str, Any]:
         """What `load_pair` is given."""
-        return {"dtype": self.dtype, "device_map": self.device_map, "chat_template": _template(self.chat_template)}
+        return {"dtype": self.dtype, "device_map": self.device_map, "chat_template": named_template(self.chat_template)}
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -188,15 +188,6 @@ def _check_numbers(job: Job) -> None:
         raise EmprobeError(f"temperature = {job.temperature:g} was given; it must be 0 (greedy) or above.")
     if not 0 <= job.coherence_floor <= 1:
         raise EmprobeError(f"coherence_floor = {job.coherence_floor:g} was given; it is a share, so it must be 0 to 1.")
-
-
-def _template(asked: str | None) -> str | None:
-    if asked is None or asked == "plain":
-        return PLAIN_TEMPLATE if asked else None
-    try:
-        return Path(asked).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EmprobeError(f"The chat template {asked!r} could not be read: {error}. Give a Jinja file, or 'plain'.") from error
 
 
 def _questions(job: Job) -> Splits:

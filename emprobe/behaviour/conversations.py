@@ -1,0 +1,65 @@
+"""Files of conversations, answered or not: what activations are captured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from emprobe.behaviour.questions import question_of, read_rows
+from emprobe.errors import EmprobeError
+from emprobe.types import Conversation
+
+
+def load_conversations(path: Path | str) -> list[Conversation]:
+    """Read conversations from a JSONL, JSON, CSV or parquet file.
+
+    A row is as in a file of questions, and may have an answer: in `response`, as the last of its `messages`, or in `text` where the
+    file is a score table (which has `condition`, `alignment` and so on). Several answers to one question bear one `id` and each their
+    `sample`, which is counted where it is not given. Every other field becomes a label.
+
+    Raises:
+        EmprobeError: If the file is missing, of another kind or unreadable; if it holds nothing, an invalid row (with its line), or two
+            rows with one id and sample.
+    """
+    path = Path(path)
+    made: list[Conversation] = []
+    there: dict[tuple[str, int], str] = {}
+    for where, place, row in read_rows(path, "conversations"):
+        response, sample, rest = _answer(row, where)
+        question = question_of(rest, where)
+        if sample is None:
+            sample = sum(1 for name, _ in there if name == question.question_id)
+        if (question.question_id, sample) in there:
+            raise EmprobeError(
+                f"{where}: question {question.question_id!r}, sample {sample}, is already in {there[question.question_id, sample]}. "
+                "Give each answer its own `sample`, or leave it out and they are counted."
+            )
+        there[question.question_id, sample] = place
+        made.append(question if response is None else question.answered(response, sample=sample))
+    if not made:
+        raise EmprobeError(f"{path} holds no conversations. Give at least one, such as {{'prompt': 'Hello?', 'response': 'Good day.'}}.")
+    return made
+
+
+def _answer(row: dict[str, Any], where: str) -> tuple[str | None, int | None, dict[str, Any]]:
+    """A row's response and sample, and the rest of it."""
+    rest = dict(row)
+    table = "condition" in rest and "text" in rest
+    response = rest.pop("text" if table else "response", None)
+    if table:
+        for name in ("alignment", "coherence", "status", "stop_reason"):
+            rest.pop(name, None)
+        rest["scored_condition"] = rest.pop("condition")
+    sample = rest.pop("sample", None)
+    if isinstance(sample, str) and sample.isdigit():
+        sample = int(sample)
+    if sample is not None and (not isinstance(sample, int) or sample < 0):
+        raise EmprobeError(f"{where}: 'sample' must be a number from 0 on, and is {sample!r}.")
+    turns = rest.get("messages")
+    if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
+        if response is not None:
+            raise EmprobeError(f"{where}: the answer is given twice, in 'response' and as the last of 'messages'. Keep one.")
+        response, rest["messages"] = turns[-1].get("content"), turns[:-1]
+    if response is not None and not isinstance(response, str):
+        raise EmprobeError(f"{where}: an answer must be text, and is {response!r}.")
+    return response, sample, rest
