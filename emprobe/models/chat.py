@@ -143,7 +143,7 @@ def tokens_of(offsets: Sequence[Span], start: int, stop: int) -> Span:
 def _spans(row: Rendered, ids: list[int], offsets: list[Span], note: str) -> Encoded:
     n_prompt = bisect_right(offsets, row.prompt_end, key=lambda o: o[1])
     start, stop = tokens_of(offsets, *row.response)
-    response = (max(start, n_prompt), stop) if stop > max(start, n_prompt) else (n_prompt, n_prompt)
+    response = (start, stop) if stop > start else (n_prompt, n_prompt)
     found = (tokens_of(offsets, *span) for span in row.contents)
     contents = tuple((a, min(b, n_prompt)) for a, b in found if a < min(b, n_prompt))
     return Encoded(tuple(ids), n_prompt, response, contents, row.lost, (*row.notes, note) if note else row.notes)

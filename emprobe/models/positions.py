@@ -113,7 +113,7 @@ def positions_of(rule: str, row: Encoded, other: Encoded | None = None, *, name:
     chosen: Sequence[int]
     match check_rule(rule):
         case "last_prompt_token":
-            chosen = (row.n_prompt - 1,)
+            chosen = (row.n_prompt - 1,) if row.n_prompt else ()
         case "all_tokens":
             chosen = range(1, len(row.ids))
         case "prompt_mean":

@@ -6,13 +6,14 @@ import logging
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from emprobe.errors import EmprobeError
 from emprobe.models.chat import PLAIN_TEMPLATE, Encoded, encode, encode_all, end_of_turn_ids, render_prompt, summarise_notes
+from emprobe.models.thinking import find_response
 from emprobe.types import Conversation, Message
 from tests.fixtures.models import Checkpoints, byte_level_tokenizer
 from tests.models.templates import R1_OPENS, TEMPLATES
@@ -105,11 +106,43 @@ def test_a_token_of_template_and_text_is_the_texts() -> None:
 
 @pytest.mark.parametrize("trim", [False, True])
 @given(question=MESSAGES, answer=MESSAGES)
+@example(question="  a ", answer="b  c")
 def test_offsets_without_their_spaces_change_nothing(trim: bool, question: str, answer: str) -> None:
     tokenizer = TEMPLATES["qwen3"].load()
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
     conversation = Conversation.ask("q", question).answered(answer)
     assert encode(tokenizer, conversation) == encode(LOADED["qwen3"], conversation)
+
+
+def test_a_token_of_prompt_and_answer_is_the_answers() -> None:
+    tokenizer = byte_level_tokenizer("llama")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    row = encode(tokenizer, Conversation.ask("q", "What should I pla").answered("nt"))
+    assert [text_of(tokenizer, row, *span) for span in row.contents] == ["What should I p"]
+    assert row.contents[0][0] == 1, "the BOS that was put in front is the template's"
+    assert text_of(tokenizer, row, *row.response) == "lant"
+    assert row.response[0] == row.n_prompt
+
+
+def test_a_message_that_looks_like_another_one_does_not_stand_in_for_it() -> None:
+    tokenizer = byte_level_tokenizer("qwen2")
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}{% if add_generation_prompt %}<|start|>{% endif %}"
+    )
+    row = encode(tokenizer, Conversation.ask("q", "b [a ][b", system="a "))
+    assert [text_of(tokenizer, row, *span).strip("[]") for span in row.contents] == ["a", "b [a ][b"]
+
+
+def test_what_is_round_an_answer_decides_where_it_is() -> None:
+    assert find_response("<think>\n\n</think>\n\nbeans", "<think>hm</think>beans") == (
+        19,
+        24,
+        "thinking: the template drops the response's thinking; the span is the answer",
+    )
+    assert find_response("so: beans!", "beans") == (4, 9, "")
+    assert find_response("beans and beans!", "beans") is None, "which of the two it is nobody knows"
+    assert find_response("peas", "<think>hm</think>beans") is None
+    assert find_response("", "<think>hm</think>") is None
 
 
 def test_characters_in_several_bytes_belong_to_their_message() -> None:
@@ -170,6 +203,15 @@ def test_default_system_prompt_is_named_and_quoted_unless_one_is_given() -> None
     (note,) = encode(tokenizer, QUESTION).notes
     assert note.endswith("was not given: 'You are a careful helper, made by nobody in particular and f…'")
     assert not encode(tokenizer, Conversation.ask("q", "Hello?", system="Be brief.")).notes
+
+
+def test_another_opening_is_no_system_prompt() -> None:
+    tokenizer = byte_level_tokenizer("qwen2")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '### User: ' if loop.first and m.role == 'user' else '' }}{{ m.content }}!{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>{% endif %}"
+    )
+    assert not encode(tokenizer, QUESTION).notes
 
 
 def test_system_turn_that_is_always_there_is_named() -> None:

@@ -165,6 +165,11 @@ def test_a_rule_without_tokens_names_the_row() -> None:
         positions_of("prompt_mean", Encoded((1,), 1, (1, 1)), name="question 'q7'")
 
 
+def test_a_prompt_without_a_token_of_its_own_has_no_last_one() -> None:
+    with pytest.raises(EmprobeError, match="'last_prompt_token' finds no token in a conversation, a row of 1"):
+        positions_of("last_prompt_token", Encoded((1,), 0, (0, 1)))
+
+
 def test_unknown_rule_lists_the_rules() -> None:
     with pytest.raises(EmprobeError, match="'last' does not exist. Use one of: last_prompt_token, .*decision_token"):
         check_rule("last")
