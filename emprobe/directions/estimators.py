@@ -21,8 +21,8 @@ Floats = NDArray[np.float64]
 ESTIMATORS: dict[str, Callable[[], Any]] = {
     "mean_difference": MeanDifference,
     "whitened_mean_difference": lambda: MeanDifference(whiten=True),
-    "logistic_l2": lambda: LogisticRegression(C=1.0, l1_ratio=0.0, max_iter=1000),
-    "logistic_l1": lambda: LogisticRegression(C=1.0, l1_ratio=1.0, solver="liblinear", max_iter=1000),
+    "logistic_l2": lambda: LogisticRegression(C=1.0, l1_ratio=0.0, tol=1e-8, max_iter=10_000),
+    "logistic_l1": lambda: LogisticRegression(C=1.0, l1_ratio=1.0, solver="liblinear", tol=1e-6, max_iter=10_000),
     "lda": lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
     "ridge": RidgeClassifier,
     "paired_pca": PairedPCA,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -35,7 +37,10 @@ class Leace(TwoClassLinear):
             ValueError: If y does not hold two classes, or their means are equal.
         """
         try:
-            from concept_erasure import LeaceFitter  # type: ignore[import-not-found, unused-ignore]
+            with warnings.catch_warnings():
+                # Its grouping helper, unused here, is compiled in a way that torch has deprecated.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                from concept_erasure import LeaceFitter  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             raise MissingExtraError("concept-erasure", "leace", "The estimator 'leace'") from None
         rows, second = self._classes(X, y)
@@ -43,7 +48,7 @@ class Leace(TwoClassLinear):
         difference = rows[second].mean(axis=0) - low
         if not np.abs(difference).max() > 1e-12 * max(np.abs(rows).max(), 1e-300):
             raise ValueError("The means of the two classes are equal, so there is nothing linear to erase.")
-        x, z = torch.from_numpy(rows), torch.from_numpy(second).to(torch.float64)
+        x, z = torch.tensor(rows), torch.tensor(second, dtype=torch.float64)
         # Its default tolerance drops weak concepts in silence, and its bound on the trace would turn the readout.
         eraser = LeaceFitter.fit(x, z, shrinkage=self.shrinkage, svd_tol=1e-12, constrain_cov_trace=False).eraser
         self.left_: Floats = eraser.proj_left[:, 0].numpy()

@@ -31,7 +31,9 @@ class TwoClassLinear(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.classes_, index = np.unique(labels, return_inverse=True)
         if len(self.classes_) != 2:
             raise ValueError(
-                f"{type(self).__name__} contrasts two classes, but y holds {len(self.classes_)} class(es): {list(self.classes_[:5])}."
+                # scikit-learn's contract asks for the first sentence.
+                f"Only binary classification is supported. {type(self).__name__} contrasts two classes, but y holds {len(self.classes_)} "
+                f"class(es): {self.classes_[:5].tolist()}."
             )
         return rows, index.astype(bool)
 

@@ -10,20 +10,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from emprobe.activations import Activations, PairActivations
-from emprobe.directions import Direction, MeanDifference, fit_direction, fit_directions
+from emprobe.directions import Direction, fit_direction, fit_directions
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.overlap import cosine_null, random_directions
 
 D = 24
-
-
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-def test_scikit_learns_contract() -> None:
-    for estimator, check in estimator_checks_generator(MeanDifference()):
-        check(estimator)
 
 
 def activations(values: torch.Tensor, questions: int = 10) -> Activations:
