@@ -23,6 +23,7 @@ from emprobe.models.weights import (
     load_tokenizer,
     load_weights,
     local_directory,
+    placed,
     quantized,
     weights_fingerprint,
 )
@@ -120,7 +121,7 @@ def load_model(
         revision: Commit, tag or branch on the hub, for weights and tokenizer.
         adapter_revision: The same for the adapter.
         dtype: As stored (`auto`) or a torch dtype such as `float32`.
-        device_map: As in transformers (`cpu`, `auto`, `cuda:0`); `None` keeps it on the CPU.
+        device_map: As in transformers (`cpu`, `auto`, `cuda:0`); `None` keeps it on the CPU, quantised weights on the GPU if there is one.
         quantization: `8bit` (LLM.int8) or `4bit` (NF4), by bitsandbytes; `None` loads the weights as they are stored.
         chat_template: Jinja text that replaces the tokenizer's own template (for base models that have none).
 
@@ -142,10 +143,8 @@ def load_model(
         raise EmprobeError(
             f"{name!r} is a PEFT adapter, not a whole model. Give the model it was trained on as the base and this directory as tuned."
         )
-    options: dict[str, Any] = {"dtype": dtype, **quantized(name, check_config(name, directory), quantization)}
-    if device_map is not None:
-        options["device_map"] = device_map
-    model = load_weights(name, revision, options).eval()
+    config = check_config(name, directory)
+    model = load_weights(name, revision, placed(name, dtype, device_map) | quantized(name, config, quantization)).eval()
     tokenizer = load_tokenizer(name, revision, chat_template)
     blocks_of(model)
     stored = weights_fingerprint(directory)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
@@ -19,6 +20,7 @@ from emprobe.files import content_hash, file_hash, read_json
 logger = logging.getLogger(__name__)
 
 Quantization = Literal["8bit", "4bit"]
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -79,6 +81,35 @@ def check_config(path: str, directory: Path) -> dict[str, Any]:
     if config.get("is_encoder_decoder"):
         raise EmprobeError(f"Checkpoint {path!r} ({kind}) is an encoder-decoder. Give a decoder-only language model.")
     return config
+
+
+def placed(path: str, dtype: str | torch.dtype, device_map: str | None) -> dict[str, Any]:
+    """What transformers has to be told of number format and devices.
+
+    Raises:
+        EmprobeError: If there is no such dtype, no such device, or accelerate is absent.
+    """
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise EmprobeError(f"{path!r} was asked for with dtype={dtype!r}, which is no dtype of torch. Use 'auto', 'float32' or 'bfloat16'.")
+    if device_map is None:
+        return {"dtype": dtype}
+    if importlib.util.find_spec("accelerate") is None:
+        raise EmprobeError(
+            f"Placing {path!r} by device_map needs the package 'accelerate', which comes with peft. Run: pip install accelerate"
+        )
+    if device_map not in PLACEMENTS:
+        _check_device(path, device_map)
+    return {"dtype": dtype, "device_map": device_map}
+
+
+def _check_device(path: str, name: str) -> None:
+    try:
+        torch.empty(0, device=torch.device(name))
+    except (RuntimeError, AssertionError) as error:  # the one for an unknown name, the other for a torch without CUDA
+        raise EmprobeError(
+            f"{path!r} was asked for with device_map={name!r}, which is not to be had here ({_first_line(error)}); torch sees "
+            f"{torch.cuda.device_count()} CUDA devices. Use one of {', '.join(PLACEMENTS)}, 'cpu', 'cuda:0' and so on, or None."
+        ) from error
 
 
 def quantized(path: str, config: dict[str, Any], quantization: Quantization | None) -> dict[str, Any]:

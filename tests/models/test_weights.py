@@ -103,6 +103,18 @@ def test_device_maps(llama: Checkpoints, device_map: str) -> None:
         torch.testing.assert_close(captured(ours), captured(theirs), rtol=1e-4, atol=1e-4)
 
 
+def test_devices_and_formats_that_do_not_exist(llama: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EmprobeError, match=r"device_map='gpu', which is not to be had here .*Use one of auto, balanced"):
+        load_model(llama.base, device_map="gpu")
+    with pytest.raises(EmprobeError, match=rf"'cuda:{torch.cuda.device_count()}', .*torch sees {torch.cuda.device_count()} CUDA devices"):
+        load_model(llama.base, device_map=f"cuda:{torch.cuda.device_count()}")
+    with pytest.raises(EmprobeError, match="dtype='float33', which is no dtype of torch"):
+        load_model(llama.base, dtype="float33")
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(EmprobeError, match="by device_map needs the package 'accelerate'"):
+        load_model(llama.base, device_map="auto")
+
+
 def test_revisions_reach_model_tokenizer_and_adapter(llama: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str, str | None]] = []
     folders = {"org/base": llama.base, "org/tuned": llama.base, "org/adapter": llama.adapter}
