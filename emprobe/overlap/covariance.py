@@ -51,7 +51,7 @@ class CovarianceMatched:
             )
         space = _space(rows, targets, k)
         generator = torch.Generator().manual_seed(seed)
-        for size in batches(draws, 3 * k * len(space.diagonal)):
+        for size in batches(draws, 5 * k * len(space.diagonal)):
             yield orthonormalised(*space.draw(size, k, generator))
 
 
