@@ -31,9 +31,8 @@ def fill_store(request: Request, conversations: Iterable[Conversation], folder: 
     if shard_rows < 1:
         raise EmprobeError(f"A store was asked for with shard_rows={shard_rows}. Give at least 1.")
     with locked_folder(folder):
+        engine = request.engine(len(conversations) if isinstance(conversations, list | tuple) else None)
         manifest = _claimed(request, folder, shard_rows)
-        n_rows = len(conversations) if isinstance(conversations, list | tuple) else None
-        engine = request.engine(n_rows)
         with engine.speed.bar:
             given = 0
             for given, chunk in enumerate(request.chunks(conversations, shard_rows), start=1):
@@ -65,7 +64,6 @@ def _claimed(request: Request, folder: Path, shard_rows: int) -> dict[str, Any]:
             raise EmprobeError(f"The folder {folder} holds files that are no store of activations. Give an empty or a new folder.")
         named = {role: {"name": c.name, "fingerprint": c.fingerprint} for role, c in request.roles.items()}
         manifest = {"format": FORMAT, "asked": asked, "checkpoints": named, "complete": False, "shards": [], "notes": []}
-        write_json(folder / MANIFEST, manifest)
     different = [key for key in asked if manifest["asked"].get(key) != asked[key]]
     if different:
         key = different[0]

@@ -22,7 +22,7 @@ from emprobe.models.showing import show_positions
 from emprobe.models.templates import named_template
 from emprobe.models.weights import Quantization
 from emprobe.report.cards import command as command_line
-from emprobe.studies.folder import claim_folder
+from emprobe.studies.folder import claim_folder, release_folder
 from emprobe.types import Conversation, Site
 
 
@@ -96,7 +96,11 @@ def run_capture(asked: Capture) -> list[str]:
     tokenizer = (source.base if isinstance(source, CheckpointPair) else source).tokenizer
     shown = show_positions(tokenizer, rows[: asked.show], asked.positions) if asked.show else ""
     folder = claim_folder(Path(asked.out).expanduser(), _identity(asked, source))
-    made = _rows(asked, source, rows, folder) if asked.mode == "rows" else _moments(asked, source, rows, folder)
+    try:
+        made = _rows(asked, source, rows, folder) if asked.mode == "rows" else _moments(asked, source, rows, folder)
+    except EmprobeError:
+        release_folder(folder)
+        raise
     result = {"record": "Capture", "inputs": _inputs(asked, source), "rows": len(rows), **made}
     write_json(folder / "result.json", result)
     write_text(folder / "README.md", _card(result))

@@ -37,6 +37,12 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> Path:
     return folder
 
 
+def release_folder(folder: Path) -> None:
+    """Give a claimed folder back, if nothing was written there: a refused wish must not stand in the way of the next."""
+    if not any(path.is_file() and path.name != MARK for path in folder.rglob("*")):
+        (folder / MARK).unlink(missing_ok=True)
+
+
 def _check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     different = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
     if different:
