@@ -87,8 +87,8 @@ def _inputs(command: DirectionCommand) -> tuple[Source, list[bool] | None]:
     """The activations, and the labels if the contrast is within one checkpoint."""
     base = Activations.load(command.base)
     if (command.tuned is None) == (command.labels is None):
-        given = "both" if command.tuned else "neither"
-        raise EmprobeError(f"Give --tuned for a contrast between two checkpoints or --labels for one within; {given} was given.")
+        given = "both were" if command.tuned else "neither was"
+        raise EmprobeError(f"Give --tuned for a contrast between two checkpoints or --labels for one within, and not both; {given} given.")
     if command.tuned is not None:
         return PairActivations(base, Activations.load(command.tuned)), None
     labels = read_json(str(command.labels))
