@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, HeliumConfig
 from emprobe.capture import capture
 from emprobe.capture.backends import Backend, backend_of
 from emprobe.capture.backends.hooks import Hooks
+from emprobe.capture.backends.transformer_lens import HOOK_NAMES
 from emprobe.capture.backends.twin import twin_of
 from emprobe.capture.plan import Batch, Padding, Row, row_batch
 from emprobe.capture.reading import Reading
@@ -306,8 +307,8 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
 
 def test_a_steered_model_is_refused(llama: Checkpoints, other: str) -> None:
     checkpoint = load_model(llama.base)
-    direction = torch.eye(checkpoint.d_model)[0]
-    with intervene(checkpoint, steering(direction)), pytest.raises(EmprobeError, match=f"intervention is active .* backend='{other}'"):
+    push = steering(torch.eye(checkpoint.d_model)[0])
+    with pytest.raises(EmprobeError, match=f"intervention is active .* backend='{other}'"), intervene(checkpoint, push):
         backend_of(other, [checkpoint], ("resid_post",), [0])
 
 
@@ -335,6 +336,23 @@ def test_weights_that_are_not_here_are_refused(llama: Checkpoints, other: str) -
 def test_a_site_that_the_model_has_not_is_refused(checkpoints_of: Of, other: str) -> None:
     with pytest.raises(EmprobeError, match="'resid_mid' does not exist in GPTNeoXForCausalLM"):
         backend_of(other, [load_model(checkpoints_of("gpt_neox").base)], ("resid_mid",), [0])
+
+
+def test_transformer_lens_is_refused_where_its_hook_means_something_else(checkpoints_of: Of, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Gemma 2 the attention's own output is not what is added: a norm comes after it."""
+    needs("transformer_lens")
+    checkpoint = load_model(checkpoints_of("gemma2").base)
+    monkeypatch.setitem(HOOK_NAMES, "attn_out", "attn.hook_out")
+    with pytest.raises(EmprobeError, match=r"does not compute what the model does: 'attn_out' at layer 0 is off by"):
+        backend_of("transformer_lens", [checkpoint], ("resid_post", "attn_out"), [0, 1])
+
+
+def test_transformer_lens_says_what_it_did_not_give(llama: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("transformer_lens")
+    backend: Any = backend_of("transformer_lens", [load_model(llama.base)], ("resid_post",), [0, 1])
+    monkeypatch.setattr(backend.bridges[0], "run_with_hooks", lambda *_, **__: None)
+    with pytest.raises(EmprobeError, match=r"gave nothing for 'resid_post' at layer 0 \(and 1 more places\)"):
+        backend.run(batch_of(), [lambda *_: None])
 
 
 def test_a_model_without_a_bridge_is_refused(llama: Checkpoints) -> None:

@@ -1,0 +1,100 @@
+"""A second body for the same weights: a copy of a model's modules that shares every tensor, for runtimes that rewrite what they wrap.
+
+TransformerLens replaces a model's modules by its own and nnsight replaces their `forward`, both for good; the user's model must still
+generate, save, take adapters and hooks afterwards. The modules are a few kilobytes, the weights are not copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from emprobe.capture.plan import Batch
+from emprobe.errors import EmprobeError
+from emprobe.models.load import Checkpoint
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    """What a runtime made of a twin, and the tensors that the model had then."""
+
+    tensors: tuple[Tensor, ...]
+    made: Any
+
+
+_wrapped: WeakKeyDictionary[nn.Module, dict[tuple[str, str], _Wrapped]] = WeakKeyDictionary()
+
+
+def wrapped_twin(checkpoint: Checkpoint, backend: str, wrap: Callable[[Any], Any]) -> Any:
+    """What `wrap` makes of the checkpoint's twin, with its adapters in the checkpoint's state.
+
+    Made once per model, backend and state, and anew if the model was given other tensors since (moved, resized, merged).
+    It goes when the model goes.
+
+    Raises:
+        EmprobeError: If an intervention is active on the checkpoint, or its weights are offloaded, spread over devices or quantised.
+    """
+    _check(checkpoint, backend)
+    with checkpoint.active() as model:
+        tensors = tuple(_tensors(model))
+        kept = _wrapped.setdefault(model, {})
+        found = kept.get((backend, checkpoint.adapter))
+        if found is None or len(found.tensors) != len(tensors) or any(a is not b for a, b in zip(found.tensors, tensors, strict=True)):
+            found = kept[backend, checkpoint.adapter] = _Wrapped(tensors, wrap(twin_of(model)))
+        return found.made
+
+
+def twin_of(model: Any) -> Any:
+    """The model's modules copied, its parameters and buffers shared; hooks that stand on it are not taken along.
+
+    >>> model = nn.Linear(2, 1)
+    >>> twin = twin_of(model)
+    >>> twin is model, twin.weight is model.weight
+    (False, True)
+    """
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in _tensors(model)}
+    for module in model.modules():
+        shared |= {id(hooks): OrderedDict() for hooks in (module._forward_hooks, module._forward_pre_hooks)}
+    return copy.deepcopy(model, shared)
+
+
+def _tensors(model: Any) -> chain[Tensor]:
+    return chain(model.parameters(), model.buffers())
+
+
+def inputs_of(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What the model is called with. Padding on the right needs no mask: no real token sees a later one."""
+    given = {"input_ids": batch.ids.to(device)}
+    if batch.padding == "left":
+        given["attention_mask"] = batch.mask.to(device)
+        given["position_ids"] = (batch.mask.cumsum(dim=1) - 1).clamp(min=0).to(device)
+    return given
+
+
+def _check(checkpoint: Checkpoint, backend: str) -> None:
+    if checkpoint.interventions:
+        raise EmprobeError(
+            f"An intervention is active on {checkpoint.name!r}, and backend={backend!r} would read it unsteered: it runs on modules of "
+            "its own that share the model's weights, not its hooks. Use backend='hooks', or leave the intervene block first."
+        )
+    model = checkpoint.hf
+    found = ""
+    if getattr(model, "is_quantized", False):
+        found = "its weights are quantised"
+    elif len(devices := set(getattr(model, "hf_device_map", {}).values())) > 1:
+        found = f"its weights are spread over {', '.join(sorted(map(str, devices)))}"
+    elif any(parameter.is_meta for parameter in model.parameters()):
+        found = "some of its weights are not in memory (device 'meta')"
+    if found:
+        raise EmprobeError(
+            f"backend={backend!r} was asked for {checkpoint.name!r}, but {found}, and this backend is proved only for plain weights on "
+            "one device. Use backend='hooks'."
+        )
