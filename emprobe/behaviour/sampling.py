@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from emprobe.batching import pad, plan_batches
 from emprobe.errors import EmprobeError
-from emprobe.models.chat import encode, end_of_turn_ids
+from emprobe.models.chat import encode_all, end_of_turn_ids
 from emprobe.models.load import Checkpoint
 from emprobe.types import Conversation
 
@@ -75,7 +75,7 @@ def generate(
         EmprobeError: No questions, two with one id, or a sample count, length or temperature that makes no sense.
     """
     _check_request(questions, samples, temperature, max_new_tokens)
-    prompts = [encode(checkpoint.tokenizer, q).ids for q in questions]
+    prompts = [encoded.ids for encoded in encode_all(checkpoint.tokenizer, questions)]
     rows = [(q, s) for q in range(len(questions)) for s in range(samples)]
     answers: list[Conversation | None] = [None] * len(rows)
     batches = plan_batches([len(prompts[q]) + max_new_tokens for q, _ in rows], token_budget)

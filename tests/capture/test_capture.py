@@ -12,10 +12,10 @@ import torch
 from emprobe.activations import Activations
 from emprobe.capture import capture
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.models import Checkpoint, encode, load_model, load_pair
+from emprobe.models import Checkpoint, encode, load_model
 from emprobe.models.positions import RULES, positions_of
 from emprobe.types import Conversation
-from tests.fixtures.models import Checkpoints, merge_adapter
+from tests.fixtures.models import Checkpoints
 
 WORDS = ["plant", "beans", "peas", "and", "a", "row", "of", "carrots", "in", "good", "soil", "first", "change", "the", "washer"]
 ROWS = [
@@ -82,15 +82,6 @@ def test_token_statistics_leave_out_padding_and_position_0(llama: Checkpoints) -
     assert acts.n_tokens == len(tokens)
     torch.testing.assert_close(acts.token_mean[1], tokens.mean(dim=0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(acts.token_norm[1], tokens.norm(dim=-1).mean(), rtol=1e-5, atol=1e-5)
-
-
-def test_adapter_pair_equals_two_full_checkpoints(architecture: Checkpoints, tmp_path: Path) -> None:
-    merged = merge_adapter(tmp_path / "merged", architecture)
-    one = capture(load_pair(architecture.base, architecture.adapter), ROWS, progress=False)
-    two = capture(load_pair(architecture.base, merged), ROWS, progress=False)
-    torch.testing.assert_close(one.base.values, two.base.values, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(one.tuned.values, two.tuned.values, rtol=1e-3, atol=1e-3)
-    assert one.delta.abs().max() > 0.1
 
 
 def test_decision_token_is_the_first_difference(llama: Checkpoints) -> None:

@@ -16,7 +16,7 @@ from emprobe.errors import EmprobeError, MismatchError
 from emprobe.models import CheckpointPair, load_model, load_pair
 from emprobe.types import Conversation
 from tests.capture.test_capture import ROWS, alone
-from tests.fixtures.models import ALL_ARCHITECTURES, Architecture, Checkpoints, write_adapter
+from tests.fixtures.models import ALL_ARCHITECTURES, Architecture, Checkpoints, merge_adapter, write_adapter
 
 RULES = ["last_prompt_token", "all_tokens", "prompt_mean", "response_mean", "response_last", "template_tokens"]
 Made = Callable[[Architecture], Checkpoints]
@@ -84,6 +84,17 @@ def test_what_is_added_adds_up(checkpoints_of: Made, name: Architecture) -> None
     if name != "gpt_neox":
         middle = capture(checkpoint, ROWS, site="resid_mid", positions="response_mean", progress=False)
         close(acts["resid_pre"].values + acts["attn_out"].values, middle.values)
+
+
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
+def test_adapter_on_and_off_equals_merged_and_plain(checkpoints_of: Made, name: Architecture, tmp_path: Path) -> None:
+    checkpoints = checkpoints_of(name)
+    one = capture(load_pair(checkpoints.base, checkpoints.adapter), ROWS, positions="response_mean", progress=False)
+    merged = merge_adapter(tmp_path / "merged", checkpoints)
+    two = capture(load_pair(checkpoints.base, merged), ROWS, positions="response_mean", progress=False)
+    assert torch.equal(one.base.values, two.base.values)
+    close(one.tuned.values, two.tuned.values)
+    assert one.delta.abs().max() > 0.1
 
 
 def top_adapter(checkpoints: Checkpoints, folder: Path) -> CheckpointPair:
