@@ -213,6 +213,11 @@ def test_scaled_residuals_are_refused_with_how_far_off_they_are(site: Site) -> N
     assert len(taps_of(model, "resid_post", [0, 1])) == 2
 
 
+def test_blocks_that_add_in_place_are_proved() -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("falcon", **SMALL)).eval()  # mlp_output += attention_output
+    assert [tap.module for tap in taps_of(model, "mlp_out", [1])] == [blocks_of(model)[1].mlp]
+
+
 def test_blocks_without_attention_are_refused() -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **SMALL)).eval()
     with pytest.raises(
