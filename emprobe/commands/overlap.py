@@ -24,7 +24,8 @@ ALONE = ("haar", "analytic")
 READING = """* **mean squared cosine**: mean cos² of the principal angles; 1 for equal spans, max(k) / d_model for random ones. Intervals
   resample whole questions and make both subspaces again; two bases without rows have none.
 * **haar**, **analytic**: directions of no structure at all. **covariance_matched**, **activation_differences**: directions of the kind
-  that these rows hold anyway. An overlap that beats the first two only says that activations have few large directions.
+  that these rows hold anyway. An overlap that beats the first two only says that activations have few large directions; leading
+  components of many rows average out the small ones, and may beat the last two by that alone.
 * **pctl**, **p**: where the value stands in its null. **q**: p under false-discovery control over the layers.
 * **ceiling**: overlap of each subspace with itself from two halves of its questions, geometric mean of both sides."""
 

@@ -30,6 +30,9 @@ class CovarianceMatched:
     g (Qᵀ rows targetsᵀ) only. With more rows than dimensions, the rows are first replaced by the triangle of their QR decomposition,
     which has the same scatter.
 
+    These are k single vectors of the kind that the rows are. Leading components of many rows, as of `Subspace.from_deltas`, average out
+    what single vectors hold of the small directions, so that two of them may beat this null by that alone.
+
     Args:
         rows: Activations `[n, d_model]` whose covariance counts, or differences of them.
 

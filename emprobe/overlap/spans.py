@@ -109,7 +109,9 @@ def independent_span(values: Any, what: str) -> Span:
             f"Leave out {len(rows) - rank} of them, or take fewer components."
         )
     total = float((singular**2).sum())
-    return Span(_signed(vectors[:rank]), singular[:rank] ** 2 / total, total, None)
+    # One direction has a sign that means something; a basis of several has none.
+    basis = rows / np.linalg.norm(rows) if len(rows) == 1 else _signed(vectors[:rank])
+    return Span(basis, singular[:rank] ** 2 / total, total, None)
 
 
 def _decomposed(rows: Floats) -> tuple[int, Floats, Floats]:

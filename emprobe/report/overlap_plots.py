@@ -49,7 +49,9 @@ def draw_overlap(result: Mapping[str, Any], *, ax: Axes | None = None, measure: 
     ax.set_xlabel("layer (0-based block)" if all(row["layer"] is not None for row in rows) else "pair")
     ax.set_ylabel(NAMES.get(measure, measure))
     if measure in ("mean_squared_cosine", "explained_l2", "projection_fraction"):
-        ax.set_ylim(-0.02, 1.02)
+        # Shares end at 1, but far smaller ones are striking too.
+        top = min(1.02, 1.1 * ax.get_ylim()[1])
+        ax.set_ylim(-0.02 * top, top)
     ax.legend(fontsize=7, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -85,8 +85,10 @@ def test_a_vector_and_a_plane_by_hand() -> None:
     assert found.grassmann_distance.value == pytest.approx(math.acos(0.6))
 
 
-def test_the_cosine_of_two_vectors_keeps_its_sign() -> None:
-    assert overlap(torch.tensor([1.0, 0.0]), torch.tensor([-0.6, 0.8])).cosine.value == pytest.approx(-0.6)
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_the_cosine_of_two_vectors_keeps_its_sign(signs: tuple[int, int]) -> None:
+    found = overlap(signs[0] * torch.tensor([5.0, 0.0]), signs[1] * torch.tensor([0.6, -0.8]))
+    assert found.cosine.value == pytest.approx(0.6 * signs[0] * signs[1])
 
 
 def test_reading_a_measure_that_is_not_there_says_which_are() -> None:
