@@ -245,6 +245,26 @@ def test_a_model_that_was_given_other_weights_is_wrapped_anew(llama: Checkpoints
     assert both(other, [checkpoint]) < 1e-5
 
 
+def test_an_adapter_that_changed_its_state_is_wrapped_anew(llama: Checkpoints, tmp_path: Path, other: str) -> None:
+    tuned = load_model(llama.base, adapter=llama.adapter)
+    assert both(other, [tuned]) < 1e-5
+    model = tuned.model
+    model.load_adapter(str(write_adapter(tmp_path, llama.base, seed=7)), adapter_name="second")
+    for change in (
+        lambda: None,
+        lambda: model.set_adapter("second"),
+        lambda: model.base_model.model.model.layers[0].mlp.down_proj.set_scale("second", 3.0),
+        model.merge_adapter,
+        model.unmerge_adapter,
+    ):
+        change()
+        assert both(other, [tuned]) < 1e-5
+
+
+def test_a_device_map_of_one_device_is_no_obstacle(llama: Checkpoints, other: str) -> None:
+    assert both(other, [load_model(llama.base, device_map="cpu")]) < 1e-5
+
+
 def test_a_wrapped_model_is_let_go(llama: Checkpoints, other: str) -> None:
     checkpoint = load_model(llama.base)
     backend_of(other, [checkpoint], ("resid_post",), [0])

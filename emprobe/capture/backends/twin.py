@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -30,14 +30,14 @@ class _Wrapped:
     made: Any
 
 
-_wrapped: WeakKeyDictionary[nn.Module, dict[tuple[str, str], _Wrapped]] = WeakKeyDictionary()
+_wrapped: WeakKeyDictionary[nn.Module, dict[Hashable, _Wrapped]] = WeakKeyDictionary()
 
 
 def wrapped_twin(checkpoint: Checkpoint, backend: str, wrap: Callable[[Any], Any]) -> Any:
     """What `wrap` makes of the checkpoint's twin, with its adapters in the checkpoint's state.
 
-    Made once per model, backend and state, and anew if the model was given other tensors since (moved, resized, merged).
-    It goes when the model goes.
+    Made once per model, backend and state of its adapters, and anew if the model was given other tensors since. It goes when the model
+    goes.
 
     Raises:
         EmprobeError: If an intervention is active on the checkpoint, or its weights are offloaded, spread over devices or quantised.
@@ -45,11 +45,17 @@ def wrapped_twin(checkpoint: Checkpoint, backend: str, wrap: Callable[[Any], Any
     _check(checkpoint, backend)
     with checkpoint.active() as model:
         tensors = tuple(_tensors(model))
-        kept = _wrapped.setdefault(model, {})
-        found = kept.get((backend, checkpoint.adapter))
+        kept, state = _wrapped.setdefault(model, {}), (backend, _adapters(model))
+        found = kept.get(state)
         if found is None or len(found.tensors) != len(tensors) or any(a is not b for a, b in zip(found.tensors, tensors, strict=True)):
-            found = kept[backend, checkpoint.adapter] = _Wrapped(tensors, wrap(twin_of(model)))
+            found = kept[state] = _Wrapped(tensors, wrap(twin_of(model)))
         return found.made
+
+
+def _adapters(model: Any) -> Hashable:
+    """What a twin does not share with its model: which adapters each PEFT layer adds, how strongly, and which are merged."""
+    layers = [module for module in model.modules() if hasattr(module, "merged_adapters")]
+    return tuple((m.disable_adapters, *m.active_adapters, *m.merged_adapters, *getattr(m, "scaling", {}).items()) for m in layers)
 
 
 def twin_of(model: Any) -> Any:
