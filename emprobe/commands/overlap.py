@@ -27,7 +27,8 @@ READING = """* **mean squared cosine**: mean cos² of the principal angles; 1 fo
   that these rows hold anyway. An overlap that beats the first two only says that activations have few large directions; leading
   components of many rows average out the small ones, and may beat the last two by that alone.
 * **pctl**, **p**: where the value stands in its null. **q**: p under false-discovery control over the layers.
-* **ceiling**: overlap of each subspace with itself from two halves of its questions, geometric mean of both sides."""
+* **ceiling**: overlap of each subspace with itself from two halves of its questions, geometric mean of both sides. All the questions
+  have a higher one. Differences from one base share the base's rows, and with them its noise."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def ceiling(
 ) -> Estimate:
     """The noise ceiling: mean squared cosine of a subspace with itself, each made from one half of the groups.
 
-    No overlap with another subspace can be expected above it. Halves have half the rows, so with all of them the true ceiling is higher.
+    An overlap near it is as much as noise lets be seen. Halves have half the rows, so for all of them the ceiling lies higher: an overlap
+    may exceed this one, also where both sides hold the same noise (differences from the same base rows).
 
     Returns:
         Mean over random halves, without an interval, since splits of the same rows are not independent.

@@ -38,13 +38,13 @@ def draw_overlap(result: Mapping[str, Any], *, ax: Axes | None = None, measure: 
         _draw_null(ax, places, [row["nulls"][measure].get(name) for row in rows], name)
     found = [row["measures"][measure] for row in rows]
     values = [e["value"] for e in found]
-    ax.plot(places, values, color=VALUE, marker="o", ms=4, lw=1.2, label=f"{NAMES.get(measure, measure)} of a and b", zorder=3)
+    ax.plot(places, values, color=VALUE, marker="o", ms=4, lw=1.2, label=NAMES.get(measure, measure), zorder=3)
     if all(e["low"] is not None for e in found):
         spread = [[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]]
         ax.errorbar(places, values, spread, fmt="none", ecolor=VALUE, elinewidth=1, capsize=2, zorder=3)
     ceilings = [(place, row["ceiling"]) for place, row in zip(places, rows, strict=True) if row.get("ceiling") is not None]
     if ceilings and measure == "mean_squared_cosine":
-        ax.plot(*zip(*ceilings, strict=True), color=CEILING, ls="--", lw=1, marker="^", ms=3, label="noise ceiling (split halves)")
+        ax.plot(*zip(*ceilings, strict=True), color=CEILING, ls="--", lw=1, marker="^", ms=3, label="noise ceiling of half the rows")
     ax.set_xticks(places if len(places) <= 16 else places[:: len(places) // 8])
     ax.set_xlabel("layer (0-based block)" if all(row["layer"] is not None for row in rows) else "pair")
     ax.set_ylabel(NAMES.get(measure, measure))

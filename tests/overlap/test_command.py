@@ -92,8 +92,8 @@ def test_the_figure_draws_value_and_every_null(files: dict[str, str], tmp_path: 
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     ax = draw_overlap(result)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
-    assert {"isotropic null", "covariance-matched null", "mean squared cosine of a and b", "noise ceiling (split halves)"} <= set(labels)
-    line = next(line for line in ax.lines if line.get_label() == "mean squared cosine of a and b")
+    assert {"isotropic null", "covariance-matched null", "mean squared cosine", "noise ceiling of half the rows"} <= set(labels)
+    line = next(line for line in ax.lines if line.get_label() == "mean squared cosine")
     assert list(line.get_ydata()) == [row["measures"]["mean_squared_cosine"]["value"] for row in result["layers"]]
     assert list(line.get_xdata()) == list(LAYERS)
 
