@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from emprobe.behaviour.questions import load_questions, save_questions
     from emprobe.behaviour.sampling import generate
     from emprobe.behaviour.scores import Scores
-    from emprobe.capture import ActivationStore, capture, capture_moments
-    from emprobe.directions import Direction, MeanDifference, fit_direction, fit_directions
+    from emprobe.capture import ActivationStore, GroupMoments, capture, capture_moments
+    from emprobe.directions import Direction, MeanDifference, PairedPCA, choose, fit_direction, fit_directions, layer_profile
+    from emprobe.directions.importers import import_direction, import_directions
     from emprobe.interventions import Ablate, Add, SetProjection, Where, intervene
     from emprobe.models import load_model, load_pair
+    from emprobe.models.showing import show_positions
+    from emprobe.overlap import Subspace, linear_cka, nulls, overlap
     from emprobe.report import plots
     from emprobe.types import Conversation, Estimate
 
@@ -37,27 +40,37 @@ _HOME = {
     "Criterion": "behaviour.criterion",
     "Direction": "directions",
     "Estimate": "types",
+    "GroupMoments": "capture",
     "KeywordJudge": "behaviour.judges",
     "MeanDifference": "directions",
     "PairActivations": "activations",
+    "PairedPCA": "directions",
     "Scores": "behaviour.scores",
     "ServerJudge": "behaviour.judges",
     "SetProjection": "interventions",
+    "Subspace": "overlap",
     "Where": "interventions",
     "capture": "capture",
     "capture_moments": "capture",
+    "choose": "directions",
     "compare": "behaviour.comparison",
     "evaluate": "behaviour.evaluation",
     "fit_direction": "directions",
     "fit_directions": "directions",
     "generate": "behaviour.sampling",
+    "import_direction": "directions.importers",
+    "import_directions": "directions.importers",
     "intervene": "interventions",
+    "layer_profile": "directions",
+    "linear_cka": "overlap",
     "load_model": "models",
     "load_pair": "models",
     "load_questions": "behaviour.questions",
+    "overlap": "overlap",
     "save_questions": "behaviour.questions",
+    "show_positions": "models.showing",
 }
-_MODULES = {"organisms": "organisms", "plots": "report.plots", "studies": "studies"}
+_MODULES = {"nulls": "overlap.nulls", "organisms": "organisms", "plots": "report.plots", "studies": "studies"}
 
 __all__ = [
     "Ablate",
@@ -68,27 +81,38 @@ __all__ = [
     "Criterion",
     "Direction",
     "Estimate",
+    "GroupMoments",
     "KeywordJudge",
     "MeanDifference",
     "PairActivations",
+    "PairedPCA",
     "Scores",
     "ServerJudge",
     "SetProjection",
+    "Subspace",
     "Where",
     "capture",
     "capture_moments",
+    "choose",
     "compare",
     "evaluate",
     "fit_direction",
     "fit_directions",
     "generate",
+    "import_direction",
+    "import_directions",
     "intervene",
+    "layer_profile",
+    "linear_cka",
     "load_model",
     "load_pair",
     "load_questions",
+    "nulls",
     "organisms",
+    "overlap",
     "plots",
     "save_questions",
+    "show_positions",
     "studies",
 ]
 
@@ -108,9 +132,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`emprobe.capture` is the function, as in every example, though the folder that holds it bears the same name.
+    """`emprobe.capture` and `emprobe.overlap` are the functions, as in every example, though the folders they live in bear the same names.
 
-    Importing a folder binds it as an attribute of its parent; this attribute takes no such binding.
+    Importing a folder binds it as an attribute of its parent; these attributes take no such binding.
     """
 
     @property
@@ -119,6 +143,14 @@ class _Package(ModuleType):
 
     @capture.setter
     def capture(self, value: Any) -> None:
+        pass
+
+    @property
+    def overlap(self) -> Any:
+        return __getattr__("overlap")
+
+    @overlap.setter
+    def overlap(self, value: Any) -> None:
         pass
 
 

@@ -16,6 +16,7 @@ from emprobe.behaviour.questions import save_questions
 from emprobe.commands.capture import Capture, run_capture
 from emprobe.commands.direction import DirectionCommand, run_direction
 from emprobe.commands.importing import Import, run_import
+from emprobe.commands.overlap import OverlapCommand, run_overlap
 from emprobe.errors import EmprobeError, InterventionDidNotFire, MissingExtraError
 from emprobe.organisms import list_organisms, organisms_folder, questions
 from emprobe.organisms.building import build
@@ -123,10 +124,11 @@ Commands = (
     | Annotated[Job, tyro.conf.subcommand("run")]
     | Annotated[Capture, tyro.conf.subcommand("capture")]
     | Annotated[DirectionCommand, tyro.conf.subcommand("direction")]
+    | Annotated[OverlapCommand, tyro.conf.subcommand("overlap")]
     | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[OrganismCommand, tyro.conf.subcommand("organism")]
 )
-STAGES: dict[type, Any] = {Capture: run_capture, DirectionCommand: run_direction, Import: run_import}
+STAGES: dict[type, Any] = {Capture: run_capture, DirectionCommand: run_direction, OverlapCommand: run_overlap, Import: run_import}
 """Commands of one stage, which return the lines to print."""
 ACTIONS: dict[type, Any] = {
     Demo: _demo,

@@ -23,8 +23,8 @@ from emprobe.models.positions import RULES, Positions, name_of, resolve_position
 from emprobe.models.sites import READABLE_SITES, check_layers, check_site
 from emprobe.types import Conversation, Site
 
-CPU_BUDGET, GPU_BUDGET = 1024, 16384
-"""Padded tokens per batch where none is named: more only spoils a CPU's caches, and less leaves a GPU idle."""
+CPU_BUDGET, GPU_BUDGET = 512, 16384
+"""Padded tokens per batch where none is named: more only spoils a CPU's caches and pads more, and less leaves a GPU idle."""
 
 Chunk = tuple[Sequence[Conversation], list[Encoded], dict[str, Positions]]
 Records = dict[tuple[Site, str], list[Activations]]

@@ -105,7 +105,7 @@ def capture(
     if store is not None:
         return fill_store(asked, conversations, Path(store).expanduser(), shard_rows)
     rows = list(conversations)
-    (chunk,) = asked.chunks(rows, None)
     engine = asked.engine(len(rows))
     with engine.speed.bar:
+        (chunk,) = asked.chunks(rows, None)
         return asked.answer(asked.run(engine, chunk))

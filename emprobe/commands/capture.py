@@ -45,7 +45,7 @@ class Capture:
         shard_rows: Rows per file, and in memory at a time.
         backend: `hooks`, `transformer_lens` or `nnsight`.
         remote: With nnsight: run on NDIF's servers.
-        token_budget: Padded tokens per batch; none means 1024 on a CPU and 16384 on a GPU. Halved when memory runs out.
+        token_budget: Padded tokens per batch; none means 512 on a CPU and 16384 on a GPU. Halved when memory runs out.
         share_prefix: Compute an opening that rows share (a system prompt) once.
         dtype: As stored, or a torch dtype.
         device_map: As in transformers; none is the CPU.

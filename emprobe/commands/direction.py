@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emprobe.activations import Activations, PairActivations
+from emprobe.commands.activations import read_activations
 from emprobe.directions import fit_direction, layer_profile
 from emprobe.directions.design import Source, check_labels, reference_of
 from emprobe.errors import EmprobeError
@@ -14,6 +15,7 @@ from emprobe.files import atomic_path, content_hash, read_json, write_json, writ
 from emprobe.report.direction_card import direction_card
 from emprobe.report.profiles import certainty_lines, choice_line, profile_figure
 from emprobe.studies.folder import claim_folder
+from emprobe.types import Site
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,13 @@ class DirectionCommand:
     """Fit a direction to captured activations and tell how sure it is, layer by layer.
 
     Attributes:
-        base: Activations of the base (.safetensors); or, with `labels`, of the one checkpoint that is looked at.
+        base: Output folder of `emprobe capture` on a pair; or activations of the base (.safetensors, or a folder of one checkpoint);
+            or, with `labels`, of the one checkpoint that is looked at.
         out: Output folder.
         tuned: Activations of the tuned checkpoint on the same texts; none for a contrast within one checkpoint.
         labels: JSON file with a list of true and false, one a row, for a contrast within one checkpoint.
+        site: Which site, where the folder holds several.
+        positions: Which position rule, where the folder holds several.
         layer: 0-based block, or `auto`: chosen on two thirds of the questions, reported on the others.
         estimator: mean_difference, whitened_mean_difference, logistic_l2, logistic_l1, lda, ridge, paired_pca or leace.
         contrast: What the direction is called; none means tuned-base, or the name of the file of labels.
@@ -38,6 +43,8 @@ class DirectionCommand:
     out: str
     tuned: str | None = None
     labels: str | None = None
+    site: Site | None = None
+    positions: str | None = None
     layer: str = "auto"
     estimator: str = "mean_difference"
     contrast: str | None = None
@@ -85,16 +92,27 @@ def _layer(asked: str) -> Any:
 
 def _inputs(command: DirectionCommand) -> tuple[Source, list[bool] | None]:
     """The activations, and the labels if the contrast is within one checkpoint."""
-    base = Activations.load(command.base)
+    base = _activations(command, command.base)
+    if isinstance(base, PairActivations):
+        if command.tuned or command.labels:
+            raise EmprobeError(f"{command.base} holds base and tuned on the same tokens; leave out --tuned and --labels.")
+        return base, None
     if (command.tuned is None) == (command.labels is None):
         given = "both were" if command.tuned else "neither was"
         raise EmprobeError(f"Give --tuned for a contrast between two checkpoints or --labels for one within, and not both; {given} given.")
     if command.tuned is not None:
-        return PairActivations(base, Activations.load(command.tuned)), None
+        tuned = _activations(command, command.tuned)
+        if isinstance(tuned, PairActivations):
+            raise EmprobeError(f"{command.tuned} holds base and tuned already. Give it as --base, alone.")
+        return PairActivations(base, tuned), None
     labels = read_json(str(command.labels))
     if not isinstance(labels, list):
         raise EmprobeError(f"{command.labels} holds no list. Give a JSON list of true and false, one for each of the {len(base)} rows.")
     return base, [bool(label) for label in check_labels(labels, len(base))]
+
+
+def _activations(command: DirectionCommand, path: str) -> Activations | PairActivations:
+    return read_activations(path, site=command.site, positions=command.positions)
 
 
 def _rows(acts: Source, labels: list[bool] | None) -> list[Any]:

@@ -39,8 +39,11 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> Path:
 
 def release_folder(folder: Path) -> None:
     """Give a claimed folder back, if nothing was written there: a refused wish must not stand in the way of the next."""
-    if not any(path.is_file() and path.name != MARK for path in folder.rglob("*")):
-        (folder / MARK).unlink(missing_ok=True)
+    if any(path.is_file() and path.name != MARK for path in folder.rglob("*")):
+        return
+    (folder / MARK).unlink(missing_ok=True)
+    for empty in sorted(folder.rglob("*"), reverse=True):
+        empty.rmdir()
 
 
 def _check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
