@@ -11,12 +11,15 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
 from emprobe.activations import Activations, PairActivations
+from emprobe.capture.store import MANIFEST
+from emprobe.commands.activations import read_activations
 from emprobe.directions import Direction
 from emprobe.errors import EmprobeError
 from emprobe.files import atomic_path, file_hash, load_tensors, write_json, write_text
 from emprobe.overlap import Subspace, ceiling, false_discovery, nulls, overlap
 from emprobe.report.overlap_plots import overlap_figure, overlap_lines
 from emprobe.studies.folder import claim_folder
+from emprobe.types import Site
 
 OF_ROWS = {"covariance_matched": nulls.covariance_matched, "activation_differences": nulls.activation_differences}
 ALONE = ("haar", "analytic")
@@ -36,13 +39,16 @@ class OverlapCommand:
     """Overlap of two directions, subspaces or sets of activations, layer by layer, beside its nulls.
 
     Attributes:
-        a: Direction or subspace files (one a layer), or activations: one file for its rows, two (base, tuned) for their difference.
+        a: Direction or subspace files (one a layer), or activations: a folder of `emprobe capture` on a pair for its differences, a file
+            (or folder of one checkpoint) for its rows, two (base, tuned) for their difference.
         b: The same for the other side.
         out: Output folder.
         k: Dimensions of subspaces that are made from activations; or
         share: the share of the rows' squared norm that they explain.
         centred: Subtract the rows' mean first; without, the mean is part of what overlaps, and often most of it.
         layers: 0-based blocks; none means all that both sides have.
+        site: Which site, where a folder holds several.
+        positions: Which position rule, where a folder holds several.
         rows: Activations (one file, or base and tuned) whose covariance the nulls of rows take.
         nulls: Any of covariance_matched, activation_differences (both need `rows`), haar, analytic; none means all that can be drawn.
         draws: Draws of each null.
@@ -57,6 +63,8 @@ class OverlapCommand:
     share: float | None = None
     centred: bool = True
     layers: tuple[int, ...] = ()
+    site: Site | None = None
+    positions: str | None = None
     rows: tuple[str, ...] = ()
     nulls: tuple[str, ...] = ()
     draws: int = 1000
@@ -83,10 +91,10 @@ def run_overlap(command: OverlapCommand) -> list[str]:
     names = _null_names(command)
     sides = [_side(paths, command, which) for paths, which in ((command.a, "a"), (command.b, "b"))]
     pairs = _paired(sides[0], sides[1], command.layers)
-    of_nulls = _rows_by_layer(command.rows) if command.rows else {}
+    of_nulls = _rows_by_layer(command.rows, command) if command.rows else {}
     found = [_at_layer(layer, one, two, of_nulls, names, command) for layer, one, two in pairs]
     _control(found, names)
-    files = {which: [{"name": Path(p).name, "hash": file_hash(p)[:16]} for p in getattr(command, which)] for which in ("a", "b", "rows")}
+    files = {which: [{"name": Path(p).name, "hash": _hash(p)} for p in getattr(command, which)] for which in ("a", "b", "rows")}
     settings = {name: value for name, value in asdict(command).items() if name not in ("a", "b", "rows", "out")}
     settings["nulls"] = list(names)
     settings["layers"] = list(command.layers)
@@ -96,7 +104,8 @@ def run_overlap(command: OverlapCommand) -> list[str]:
         overlap_figure(result).savefig(path, format="png", dpi=150, metadata={"Software": None})
     write_text(folder / "README.md", _card(result))
     write_json(folder / "result.json", result)
-    return [*overlap_lines(result), "", f"Everything is in {command.out}: result.json, README.md, overlap.png."]
+    silent = _silent(command, found)
+    return [*overlap_lines(result), *silent, "", f"Everything is in {command.out}: result.json, README.md, overlap.png."]
 
 
 def _null_names(command: OverlapCommand) -> tuple[str, ...]:
@@ -112,17 +121,20 @@ def _null_names(command: OverlapCommand) -> tuple[str, ...]:
 
 def _side(paths: tuple[str, ...], command: OverlapCommand, which: str) -> dict[int | None, Part]:
     """What is there at each layer."""
-    records = [_record(path) for path in paths]
-    kinds = {type(record) for record in records}
-    if not records or (Activations in kinds and (len(kinds) > 1 or len(records) > 2)):
+    records = [_record(path, command) for path in paths]
+    captured = [isinstance(record, Activations | PairActivations) for record in records]
+    if not records or (any(captured) and (not all(captured) or len(records) > 2)):
         raise EmprobeError(f"--{which} takes direction or subspace files, or one or two files of activations; {len(records)} were given.")
-    if Activations in kinds:
+    if any(captured):
         if (command.k is None) == (command.share is None):
             raise EmprobeError(f"--{which} gives activations, of which a subspace is made. Say exactly one of --k and --share.")
-        return {layer: _made(rows, groups, layer, acts, command) for layer, (rows, groups, acts) in _rows_by_layer(paths).items()}
+        by_layer = {n: found for n, found in _rows_by_layer(paths, command).items() if n in command.layers or not command.layers}
+        # Below an adapter base and tuned are equal, and nothing is there to be compared; a layer that was asked for is refused by name.
+        there = {n: found for n, found in by_layer.items() if command.layers or found[0].any()}
+        return {layer: _made(rows, groups, layer, acts, command) for layer, (rows, groups, acts) in there.items()}
     found: dict[int | None, Part] = {}
     for record, path in zip(records, paths, strict=True):
-        assert not isinstance(record, Activations)
+        assert not isinstance(record, Activations | PairActivations)
         space = record if isinstance(record, Subspace) else Subspace.from_directions([record], made_from=f"direction {record.contrast}")
         if space.layer in found:
             raise EmprobeError(f"--{which} has two files of layer {space.layer}, the second {path}. Give one for each layer.")
@@ -130,7 +142,25 @@ def _side(paths: tuple[str, ...], command: OverlapCommand, which: str) -> dict[i
     return found
 
 
-def _record(path: str) -> Direction | Subspace | Activations:
+def _silent(command: OverlapCommand, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line on the layers that were left out because base and tuned are equal there."""
+    if command.layers:
+        return []
+    captured = [paths for paths in (command.a, command.b) if isinstance(_record(paths[0], command), Activations | PairActivations)]
+    there = {layer for paths in captured for layer in _rows_by_layer(paths, command)}
+    left = sorted(there - {entry["layer"] for entry in found}, key=str)
+    return [f"Left out, since a side has no difference between base and tuned there: layer {', '.join(map(str, left))}."] if left else []
+
+
+def _hash(path: str) -> str:
+    """Of a file, or of the manifest that names the hash of every file in a folder."""
+    found = [Path(path).expanduser() / part for part in ("", f"activations/{MANIFEST}", MANIFEST)]
+    return next(file_hash(file)[:16] for file in found if file.is_file())
+
+
+def _record(path: str, command: OverlapCommand) -> Direction | Subspace | Activations | PairActivations:
+    if Path(path).expanduser().is_dir():
+        return read_activations(path, site=command.site, positions=command.positions)
     loaders: Mapping[Any, Any] = {"Direction": Direction, "Subspace": Subspace, "Activations": Activations}
     kind = load_tensors(path)[1].get("record")
     if kind not in loaders:
@@ -139,11 +169,12 @@ def _record(path: str) -> Direction | Subspace | Activations:
     return record
 
 
-def _rows_by_layer(paths: Sequence[str]) -> dict[int | None, tuple[Any, list[str], Activations]]:
+def _rows_by_layer(paths: Sequence[str], command: OverlapCommand) -> dict[int | None, tuple[Any, list[str], Activations]]:
     """Rows, questions and where they were read, at each layer: of one file, or tuned - base of two."""
-    acts = [Activations.load(path) for path in paths]
+    found = [read_activations(path, site=command.site, positions=command.positions) for path in paths]
+    acts = [one for given in found for one in ((given.base, given.tuned) if isinstance(given, PairActivations) else (given,))]
     if len(acts) > 2:
-        raise EmprobeError(f"Activations are one file, or base and tuned; {len(acts)} were given.")
+        raise EmprobeError(f"Activations are one set of rows, or base and tuned; {len(acts)} sets were given.")
     values = acts[0].values if len(acts) == 1 else PairActivations(acts[0], acts[1]).delta
     questions = [question for question, _ in acts[0].keys]
     return {layer: (values[:, column], questions, acts[-1]) for column, layer in enumerate(acts[0].layers)}
