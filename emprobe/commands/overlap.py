@@ -128,9 +128,11 @@ def _side(paths: tuple[str, ...], command: OverlapCommand, which: str) -> dict[i
     if any(captured):
         if (command.k is None) == (command.share is None):
             raise EmprobeError(f"--{which} gives activations, of which a subspace is made. Say exactly one of --k and --share.")
-        by_layer = {n: found for n, found in _rows_by_layer(paths, command).items() if n in command.layers or not command.layers}
+        by_layer = _rows_by_layer(paths, command)
+        if command.layers and set(command.layers) <= by_layer.keys():
+            by_layer = {layer: by_layer[layer] for layer in command.layers}
         # Below an adapter base and tuned are equal, and nothing is there to be compared; a layer that was asked for is refused by name.
-        there = {n: found for n, found in by_layer.items() if command.layers or found[0].any()}
+        there = {layer: found for layer, found in by_layer.items() if command.layers or found[0].any()}
         return {layer: _made(rows, groups, layer, acts, command) for layer, (rows, groups, acts) in there.items()}
     found: dict[int | None, Part] = {}
     for record, path in zip(records, paths, strict=True):

@@ -125,7 +125,8 @@ class Subspace:
             sides = {"base": pair.base, "tuned": pair.tuned}
             provenance = {name: {"name": a.checkpoint, "fingerprint": a.fingerprint} for name, a in sides.items()} | dict(provenance or {})
             deltas = pair.tuned.at(layer).double() - pair.base.at(layer).double()
-        found = principal_span(deltas, k=k, share=share, centred=centred, what="deltas")
+        what = "deltas" if layer is None else f"deltas at layer {layer}"
+        found = principal_span(deltas, k=k, share=share, centred=centred, what=what)
         words = f"{made_from}, {'centred' if centred else 'not centred'}"
         return cls._of(found, words, len(deltas), layer, site, positions, provenance or {})
 

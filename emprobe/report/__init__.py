@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emprobe.report.cards import card
-from emprobe.report.plots import draw_convergence, draw_dose_response, draw_panel, draw_profile, figure
+from emprobe.report.panel_plots import draw_convergence, draw_dose_response, draw_panel, draw_profile, figure
 from emprobe.report.tables import example_lines, summary
 
 __all__ = [

@@ -1,138 +1,18 @@
-"""Figures of a result: each takes the record and an Axes, and returns the Axes."""
+"""Every figure of the package: `draw_x(result, *, ax=None)` takes the record of a command and returns the Axes it drew on."""
 
-from __future__ import annotations
+from emprobe.report.overlap_plots import draw_overlap, overlap_figure
+from emprobe.report.panel_plots import draw_convergence, draw_dose_response, draw_panel, draw_profile, figure
+from emprobe.report.profiles import draw_certainty, draw_detection, profile_figure
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from emprobe.report.tables import dev_rates
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-MISALIGNED, COHERENT, NULL = "#b2182b", "#2166ac", "#888888"
-LABELS = {
-    "base": "base",
-    "tuned": "tuned",
-    "steered": "base +\ndirection",
-    "ablated": "tuned,\nablated",
-    "random_added": "base +\nrandom",
-    "random_ablated": "tuned,\nrandom abl.",
-    "other_cell_ablated": "tuned,\nother's abl.",
-}
-
-
-def _axes(ax: Axes | None) -> Axes:
-    from matplotlib.figure import Figure
-
-    return ax if ax is not None else Figure(figsize=(5, 3.5), layout="constrained").subplots()
-
-
-def _whiskers(estimates: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    return [
-        [100 * max(e["value"] - e["low"], 0) for e in estimates],
-        [100 * max(e["high"] - e["value"], 0) for e in estimates],
-    ]
-
-
-def _legend(ax: Axes) -> None:
-    """Above the axes, where no line can run through it."""
-    ax.legend(fontsize=7, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-
-
-def _layer_axis(ax: Axes, layers: Sequence[int]) -> None:
-    ax.set_xlabel("layer (block output)")
-    ax.set_xticks(layers if len(layers) <= 16 else layers[:: len(layers) // 8])
-
-
-def draw_panel(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Misaligned and coherent rate of every condition, with intervals; each random draw a dot."""
-    ax = _axes(ax)
-    names = [name for name in LABELS if result["panel"][name]]
-    for offset, key, colour in ((-0.2, "misaligned", MISALIGNED), (0.2, "coherent", COHERENT)):
-        found = [result["panel"][name][key] for name in names]
-        places = [i + offset for i in range(len(names))]
-        ax.bar(places, [100 * e["value"] for e in found], 0.38, color=colour, alpha=0.75, label=key)
-        ax.errorbar(places, [100 * e["value"] for e in found], _whiskers(found), fmt="none", ecolor="black", elinewidth=1, capsize=2)
-        for i, name in enumerate(names):
-            draws = result["panel"][name].get("draws") or []
-            ax.scatter([i + offset] * len(draws), [100 * d[key] for d in draws], s=6, color="black", alpha=0.4, zorder=3)
-    ax.set_xticks(range(len(names)), [LABELS[name] for name in names], fontsize=7)
-    ax.set_ylabel("% of answers")
-    ax.set_ylim(0, 105)
-    _legend(ax)
-    return ax
-
-
-def draw_dose_response(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Rates of the base with the direction added, over the coefficient; the chosen one is marked, doses without scores are left out."""
-    ax = _axes(ax)
-    base = {"coefficient": 0.0, **{k: result["panel"]["base"][k] for k in ("misaligned", "coherent")}}
-    curve = [base, *(point for point in result["curve"] if point["misaligned"])]
-    x = [point["coefficient"] for point in curve]
-    for key, colour in (("misaligned", MISALIGNED), ("coherent", COHERENT)):
-        ax.plot(x, [100 * point[key]["value"] for point in curve], marker="o", ms=3, color=colour, label=key)
-        low, high = ([100 * point[key][end] for point in curve] for end in ("low", "high"))
-        ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-    tuned = 100 * result["panel"]["tuned"]["misaligned"]["value"]
-    ax.axhline(tuned, color=MISALIGNED, ls=":", lw=1, label="tuned")
-    ax.axvline(result["direction"]["coefficient"], color="black", ls="--", lw=0.8, label="chosen on dev")
-    ax.set_xlabel(f"coefficient (mean residual norms) at layer {result['direction']['layer']}")
-    ax.set_ylabel("% of answers")
-    ax.set_ylim(-2, 105)
-    _legend(ax)
-    return ax
-
-
-def draw_profile(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Per layer, on development questions: best coherent rate induced there, least left when ablated there; size and reliability."""
-    ax = _axes(ax)
-    profile = result["profile"]
-    layers = [row["layer"] for row in profile]
-    ax.plot(layers, [row["raw_over_resid"] for row in profile], color=NULL, marker="s", ms=3, label="‖difference‖ / ‖residual‖")
-    ax.plot(layers, [row["split_half"] for row in profile], color="black", marker="^", ms=3, ls="--", label="split-half cosine")
-    rates = {layer: dev_rates(result, layer) for layer in layers}
-    for which, colour, label in (
-        (0, MISALIGNED, "misaligned, added here (dev, best dose)"),
-        (1, COHERENT, "misaligned left, ablated here (dev)"),
-    ):
-        known = [(layer, value) for layer, found in rates.items() if (value := found[which]) is not None]
-        ax.plot([layer for layer, _ in known], [value for _, value in known], color=colour, marker="o", ms=4, label=label)
-    _layer_axis(ax, layers)
-    ax.set_ylabel("share, ratio or cosine")
-    ax.set_ylim(0, 1.05)
-    _legend(ax)
-    return ax
-
-
-def draw_convergence(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Cosine with other fine-tunes' directions per layer, beside what random directions give."""
-    ax = _axes(ax)
-    for other in result["convergence"]:
-        removed = f", removes {100 * other['removed']['value']:.0f} %" if other["removed"] else ""
-        ax.plot([int(layer) for layer in other["cosine"]], list(other["cosine"].values()), marker="o", ms=3, label=other["name"] + removed)
-    if result["convergence"]:
-        null = result["convergence"][0]["cosine_null_p95"]
-        ax.axhspan(-null, null, color=NULL, alpha=0.25, lw=0, label="95 % of random directions")
-        _legend(ax)
-    else:
-        ax.text(0.5, 0.5, "no other fine-tune was given", ha="center", transform=ax.transAxes, fontsize=8)
-    _layer_axis(ax, [row["layer"] for row in result["profile"]])
-    ax.set_ylabel("cosine with this direction")
-    ax.set_ylim(-1.05, 1.05)
-    return ax
-
-
-def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Four pictures a result: panel, dose response, layer profile, other fine-tunes; one row for each result."""
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(18, 4.2 * len(results)), layout="constrained")
-    rows = made.subplots(len(results), 4, squeeze=False, width_ratios=[1.5, 1, 1, 1])
-    for axes, (title, result) in zip(rows, results.items(), strict=True):
-        for ax, draw in zip(axes, (draw_panel, draw_dose_response, draw_profile, draw_convergence), strict=True):
-            draw(result, ax=ax)
-            ax.spines[["top", "right"]].set_visible(False)
-        axes[0].set_title(title, loc="left", fontweight="bold", pad=22)
-    return made
+__all__ = [
+    "draw_certainty",
+    "draw_convergence",
+    "draw_detection",
+    "draw_dose_response",
+    "draw_overlap",
+    "draw_panel",
+    "draw_profile",
+    "figure",
+    "overlap_figure",
+    "profile_figure",
+]

@@ -184,5 +184,3 @@ def test_fingerprint_is_of_the_weights_not_of_the_place(llama: Checkpoints, tmp_
     here, there = load_pair(llama.base, llama.adapter), load_pair(moved.base, moved.adapter)
     assert (here.base.fingerprint, here.tuned.fingerprint) == (there.base.fingerprint, there.tuned.fingerprint)
     assert here.base.fingerprint != here.tuned.fingerprint
-
-

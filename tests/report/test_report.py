@@ -25,7 +25,7 @@ from emprobe.report import (
     summary,
     write_report,
 )
-from emprobe.report.plots import LABELS
+from emprobe.report.panel_plots import LABELS
 from emprobe.report.tables import NAMES
 
 DRAWS = (draw_panel, draw_dose_response, draw_profile, draw_convergence)
