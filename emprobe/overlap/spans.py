@@ -56,7 +56,7 @@ class Span:
     mean: Floats | None
 
 
-def principal_span(values: Any, *, k: int | None, share: float | None, centred: bool, what: str = "rows") -> Span:
+def principal_span(values: Any, *, k: int | None, share: float | None, centred: bool, what: str = "rows", rounding: float = 0.0) -> Span:
     """The k leading right singular vectors of rows `[n, d_model]`, or as many as explain a share of their squared norm.
 
     Args:
@@ -65,6 +65,7 @@ def principal_span(values: Any, *, k: int | None, share: float | None, centred: 
         share: the smallest number whose explained share reaches this, in (0, 1].
         centred: Whether the rows' mean is subtracted first; if not, it is part of what is explained, and often most of it.
         what: What the rows are called in an error.
+        rounding: Singular values up to this are rounding of what the rows were made from, and count for no dimension.
 
     Raises:
         EmprobeError: Unless exactly one of k and share is given and the rows have that rank.
@@ -81,6 +82,9 @@ def principal_span(values: Any, *, k: int | None, share: float | None, centred: 
         _check_varies(rows, mean, what)
         rows -= mean
     rank, singular, vectors = _decomposed(rows)
+    rank = min(rank, int((singular > rounding).sum()))
+    if rank == 0 and mean is not None and np.linalg.norm(mean) * len(rows) ** 0.5 > rounding:
+        raise EmprobeError(_all_equal(rows, what, " but for rounding"))
     if rank == 0:
         raise EmprobeError(f"All {len(rows)} {what} are zero, so they span nothing. Are base and tuned the same weights?")
     total = float((singular**2).sum())
@@ -143,7 +147,11 @@ def _check_varies(rows: Floats, mean: Floats, what: str) -> None:
     """Rows that are equal but for rounding have no centred span, only noise that looks like one."""
     spread, size = float(np.abs(rows - mean).max()), float(np.abs(rows).max())
     if spread <= 1e-12 * size or size == 0:
-        raise EmprobeError(
-            f"All {len(rows)} {what} are equal, so nothing is left after centring. Give rows that differ, or centred=False for the "
-            "span of their mean."
-        )
+        raise EmprobeError(_all_equal(rows, what))
+
+
+def _all_equal(rows: Floats, what: str, but: str = "") -> str:
+    return (
+        f"All {len(rows)} {what} are equal{but}, so nothing is left after centring. Give rows that differ, or centred=False for the span of "
+        "their mean."
+    )

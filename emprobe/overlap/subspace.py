@@ -98,7 +98,8 @@ class Subspace:
         """The leading right singular vectors of deltas `[row, d_model]` (rows of tuned - base, or any rows).
 
         Args:
-            deltas: The rows, or a `PairActivations`, whose delta at `layer` is taken with its site, positions and fingerprints.
+            deltas: The rows, or a `PairActivations`, whose delta at `layer` is taken with its site, positions and fingerprints;
+                dimensions no larger than float32 rounds the base's rows then count for nothing.
             k: How many components; or
             share: the fewest whose explained share reaches this.
             centred: Subtract the mean delta first. Uncentred, the mean is explained too, and often is most of what is.
@@ -117,6 +118,7 @@ class Subspace:
             >>> Subspace.from_deltas([[3.0, 0.0], [0.0, 4.0]], k=1, centred=False).share
             (0.64,)
         """
+        rounding = 0.0
         if isinstance(deltas, PairActivations):
             pair, made_from = deltas, f"{deltas.tuned.checkpoint} - {deltas.base.checkpoint}"
             if layer is None:
@@ -125,8 +127,10 @@ class Subspace:
             sides = {"base": pair.base, "tuned": pair.tuned}
             provenance = {name: {"name": a.checkpoint, "fingerprint": a.fingerprint} for name, a in sides.items()} | dict(provenance or {})
             deltas = pair.tuned.at(layer).double() - pair.base.at(layer).double()
+            # A rank-1 adapter's deltas have one dimension right behind it, and float32's last digits make up all others.
+            rounding = torch.finfo(torch.float32).eps * float(pair.base.at(layer).double().norm())
         what = "deltas" if layer is None else f"deltas at layer {layer}"
-        found = principal_span(deltas, k=k, share=share, centred=centred, what=what)
+        found = principal_span(deltas, k=k, share=share, centred=centred, what=what, rounding=rounding)
         words = f"{made_from}, {'centred' if centred else 'not centred'}"
         return cls._of(found, words, len(deltas), layer, site, positions, provenance or {})
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sklearn.decomposition import PCA, TruncatedSVD
 
+from emprobe.activations import Activations, PairActivations
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.overlap import Subspace
 
@@ -72,6 +73,32 @@ def test_more_columns_than_memory_would_hold_squared() -> None:
 def test_a_basis_has_one_sign_whatever_the_rows_signs() -> None:
     rows = RNG.normal(size=(9, 5))
     assert torch.allclose(Subspace.from_deltas(rows, k=3, centred=False).basis, Subspace.from_deltas(-rows, k=3, centred=False).basis)
+
+
+def pair_of(shift: np.ndarray) -> PairActivations:
+    """Base rows about as large as a model's, and the same with a shift, as float32 keeps them."""
+    rows = np.random.default_rng(0).normal(size=(40, 16)) * 10
+    both = [
+        Activations(
+            torch.tensor(values, dtype=torch.float32)[:, None], (1,), "resid_post", "all_tokens", tuple((str(i), 0) for i in range(40)),
+            ("t",) * 40, name, name, torch.zeros(1, 16, dtype=torch.float64), torch.ones(1), 40,
+        )
+        for name, values in (("base", rows), ("tuned", rows + shift))
+    ]  # fmt: skip
+    return PairActivations(*both)
+
+
+def test_last_digits_of_float32_are_no_dimension() -> None:
+    one = np.linspace(1, 2, 40)[:, None] * np.linspace(-1, 1, 16)
+    assert Subspace.from_deltas(pair_of(one), layer=1, share=1.0).k == 1
+    with pytest.raises(EmprobeError, match=r"3 components were asked of deltas at layer 1 of rank 1 after centring \(40 rows\)"):
+        Subspace.from_deltas(pair_of(one), layer=1, k=3)
+    constant = pair_of(np.full((40, 16), 0.3))
+    assert Subspace.from_deltas(constant, layer=1, share=1.0, centred=False).k == 1
+    with pytest.raises(EmprobeError, match="All 40 deltas at layer 1 are equal but for rounding, so nothing is left after centring"):
+        Subspace.from_deltas(constant, layer=1, k=1)
+    with pytest.raises(EmprobeError, match="All 40 deltas at layer 1 are zero"):
+        Subspace.from_deltas(pair_of(np.full((40, 16), 1e-9)), layer=1, k=1, centred=False)
 
 
 NAN = RNG.normal(size=(5, 4))
