@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from emprobe.interventions import Ablate, Add, SetProjection, Where, intervene
     from emprobe.models import load_model, load_pair
     from emprobe.models.showing import show_positions
-    from emprobe.overlap import Subspace, linear_cka, nulls, overlap
+    from emprobe.overlap import Subspace, ceiling, linear_cka, nulls, overlap
     from emprobe.report import plots
     from emprobe.types import Conversation, Estimate
 
@@ -52,6 +52,7 @@ _HOME = {
     "Where": "interventions",
     "capture": "capture",
     "capture_moments": "capture",
+    "ceiling": "overlap",
     "choose": "directions",
     "compare": "behaviour.comparison",
     "evaluate": "behaviour.evaluation",
@@ -93,6 +94,7 @@ __all__ = [
     "Where",
     "capture",
     "capture_moments",
+    "ceiling",
     "choose",
     "compare",
     "evaluate",

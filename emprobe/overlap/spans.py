@@ -152,6 +152,6 @@ def _check_varies(rows: Floats, mean: Floats, what: str) -> None:
 
 def _all_equal(rows: Floats, what: str, but: str = "") -> str:
     return (
-        f"All {len(rows)} {what} are equal{but}, so nothing is left after centring. Give rows that differ, or centred=False for the span of "
-        "their mean."
+        f"All {len(rows)} {what} are equal{but}, so nothing is left after centring. Give rows that differ, or centred=False for the span "
+        "of their mean."
     )
