@@ -92,7 +92,7 @@ class Subspace:
         layer: int | None = None,
         site: Site | None = None,
         positions: str | None = None,
-        made_from: str = "deltas",
+        made_from: str | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Subspace:
         """The leading right singular vectors of deltas `[row, d_model]` (rows of tuned - base, or any rows).
@@ -106,7 +106,7 @@ class Subspace:
             layer: 0-based block.
             site: Where in the block the rows were read.
             positions: Their position rule.
-            made_from: What the rows are, in words.
+            made_from: What the rows are, in words; of a pair, by default the names of its checkpoints.
             provenance: Kept in the card.
 
         Raises:
@@ -120,7 +120,7 @@ class Subspace:
         """
         rounding = 0.0
         if isinstance(deltas, PairActivations):
-            pair, made_from = deltas, f"{deltas.tuned.checkpoint} - {deltas.base.checkpoint}"
+            pair, made_from = deltas, made_from or f"{deltas.tuned.checkpoint} - {deltas.base.checkpoint}"
             if layer is None:
                 raise EmprobeError(f"Activations of layers {', '.join(map(str, pair.base.layers))} were given. Say layer= to take one.")
             site, positions = pair.base.site, pair.base.positions
@@ -131,7 +131,7 @@ class Subspace:
             rounding = torch.finfo(torch.float32).eps * float(pair.base.at(layer).double().norm())
         what = "deltas" if layer is None else f"deltas at layer {layer}"
         found = principal_span(deltas, k=k, share=share, centred=centred, what=what, rounding=rounding)
-        words = f"{made_from}, {'centred' if centred else 'not centred'}"
+        words = f"{made_from or 'deltas'}, {'centred' if centred else 'not centred'}"
         return cls._of(found, words, len(deltas), layer, site, positions, provenance or {})
 
     @classmethod

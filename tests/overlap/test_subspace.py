@@ -101,6 +101,12 @@ def test_last_digits_of_float32_are_no_dimension() -> None:
         Subspace.from_deltas(pair_of(np.full((40, 16), 1e-9)), layer=1, k=1, centred=False)
 
 
+def test_a_pair_s_deltas_bear_its_names_or_those_that_are_given() -> None:
+    pair = pair_of(np.random.default_rng(1).normal(size=(40, 16)))
+    assert Subspace.from_deltas(pair, layer=1, k=2).made_from == "tuned - base, centred"
+    assert Subspace.from_deltas(pair, layer=1, k=2, made_from="gardening").made_from == "gardening, centred"
+
+
 NAN = RNG.normal(size=(5, 4))
 NAN[3, 1] = np.nan
 
