@@ -171,22 +171,25 @@ def _record(path: str, command: OverlapCommand) -> Direction | Subspace | Activa
     return record
 
 
-def _rows_by_layer(paths: Sequence[str], command: OverlapCommand) -> dict[int | None, tuple[Any, list[str], Activations]]:
+def _rows_by_layer(paths: Sequence[str], command: OverlapCommand) -> dict[int | None, tuple[Any, list[str], Activations | PairActivations]]:
     """Rows, questions and where they were read, at each layer: of one file, or tuned - base of two."""
     found = [read_activations(path, site=command.site, positions=command.positions) for path in paths]
     acts = [one for given in found for one in ((given.base, given.tuned) if isinstance(given, PairActivations) else (given,))]
     if len(acts) > 2:
         raise EmprobeError(f"Activations are one set of rows, or base and tuned; {len(acts)} sets were given.")
-    values = acts[0].values if len(acts) == 1 else PairActivations(acts[0], acts[1]).delta
+    source = acts[0] if len(acts) == 1 else PairActivations(acts[0], acts[1])
+    values = source.values if isinstance(source, Activations) else source.delta
     questions = [question for question, _ in acts[0].keys]
-    return {layer: (values[:, column], questions, acts[-1]) for column, layer in enumerate(acts[0].layers)}
+    return {layer: (values[:, column], questions, source) for column, layer in enumerate(acts[0].layers)}
 
 
-def _made(rows: Any, groups: list[str], layer: int | None, acts: Activations, command: OverlapCommand) -> Part:
-    provenance = {"tuned": {"name": acts.checkpoint, "fingerprint": acts.fingerprint}}
+def _made(rows: Any, groups: list[str], layer: int | None, source: Activations | PairActivations, command: OverlapCommand) -> Part:
+    tuned = source if isinstance(source, Activations) else source.tuned
     space = Subspace.from_deltas(
-        rows, k=command.k, share=command.share, centred=command.centred, layer=layer, site=acts.site, positions=acts.positions,
-        made_from=f"rows of {acts.checkpoint}", provenance=provenance,
+        # A pair is given as it is, so that its rounding counts for no dimension.
+        rows if source is tuned else source, k=command.k, share=command.share, centred=command.centred, layer=layer, site=tuned.site,
+        positions=tuned.positions, made_from=f"rows of {tuned.checkpoint}",
+        provenance={"tuned": {"name": tuned.checkpoint, "fingerprint": tuned.fingerprint}},
     )  # fmt: skip
     return Part(space, rows, groups)
 

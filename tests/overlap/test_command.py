@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def files(tmp_path: Path) -> dict[str, str]:
         made[f"direction-{layer}"] = str(tmp_path / f"direction-{layer}.safetensors")
     Subspace.from_deltas(np.eye(4, D), k=2, centred=False, layer=3).save(tmp_path / "space.safetensors")
     return made | {"space": str(tmp_path / "space.safetensors")}
+
+
+def test_last_digits_of_float32_make_no_subspace(files: dict[str, str], tmp_path: Path) -> None:
+    base = Activations.load(files["base"])
+    moved = base.values + torch.linspace(1, 2, N)[:, None, None] * torch.linspace(-1, 1, D)
+    replace(base, values=moved, checkpoint="rank1").save(tmp_path / "rank1.safetensors")
+    sides = {"a": (files["base"], str(tmp_path / "rank1.safetensors")), "b": (files["base"], files["one"])}
+    with pytest.raises(EmprobeError, match="2 components were asked of deltas at layer 3 of rank 1 after centring"):
+        run_overlap(OverlapCommand(**sides, out=str(tmp_path / "out"), k=2, draws=20, resamples=0))
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_deltas_over_layers(files: dict[str, str], tmp_path: Path) -> None:
