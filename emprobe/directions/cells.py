@@ -71,6 +71,17 @@ class Cells:
             made[:, self.high == high] = part / np.maximum(n, 1e-300)[:, None] * (1.0 if high else -1.0)
         return made, whole
 
+    def deviations(self, questions: Sequence[str]) -> Floats:
+        """What each question adds to the difference of means, about the classes' means: `[question, d_model]`, which sums to 0."""
+        once = self.coefficients(np.ones((1, len(self.counts))))[0][0]
+        found = np.zeros((len(questions), self.sums.shape[1]))
+        place = {name: i for i, name in enumerate(questions)}
+        for high in np.unique(self.high):
+            here = np.flatnonzero(self.high == high)
+            mean = self.sums[here].sum(axis=0) / self.counts[here].sum()
+            np.add.at(found, [place[self.names[i]] for i in here], once[here, None] * (self.sums[here] - self.counts[here, None] * mean))
+        return found
+
     @property
     def difference(self) -> Floats:
         """The difference of means `[d_model]`."""
@@ -95,6 +106,18 @@ def crossed(one: Cells, two: Cells, weights_one: Floats, weights_two: Floats) ->
             top, bottom = (((weights_one[:, left] @ m[block]) * weights_two[:, right]).sum(axis=1) for m in (products, counts))
             total += (1.0 if a == b else -1.0) * np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
     return total
+
+
+def without_diagonal(gram: Floats) -> Floats:
+    """Products of different questions' deviations. Deviations from a common mean are negatively correlated, in many dimensions by more
+    than errors are at random, and that is taken out of their products, too.
+
+    >>> without_diagonal(np.array([[1.0, -1.0], [-1.0, 1.0]]))  # two deviations from their mean: nothing is left
+    array([[0., 0.],
+           [0., 0.]])
+    """
+    k = len(gram)
+    return np.asarray((gram + gram.trace() / (k * (k - 1))) * (1 - np.eye(k)))
 
 
 def check_questions(cells: Cells, purpose: str) -> None:

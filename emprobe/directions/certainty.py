@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from emprobe._resampling import scaled_quantiles
-from emprobe.directions.cells import Cells, check_questions, crossed
+from emprobe.directions.cells import Cells, check_questions, crossed, without_diagonal
 from emprobe.directions.design import Design, Floats
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.types import Estimate
@@ -113,8 +114,10 @@ def true_cosine(one: Design, two: Design, *, draws: int = 1000, seed: int = 0) -
     """Cosine between two true directions, of which only noisy estimates are at hand: r12 / sqrt(r11 r22).
 
     r12 is the product of the two unit estimates without products of rows of one question, so that noise common to both (the same
-    base activations, say) does not count; r11 and r22 are their `reliability`. The interval resamples questions, the same for both,
-    and copies of one question count as one.
+    base activations, say) does not count; r11 and r22 are their `reliability`. The interval is symmetric, Student's t times the standard
+    deviation of resamples of questions (the same for both, copies of one question counting as one), after what resampling noise adds is
+    taken out of it. In simulation it covers 92 to 98 % with 20 to 100 questions and reliabilities from .55, also where the truth is 1;
+    near the least reliability that is taken, .2, it is wide and covers more.
 
     Returns:
         The cosine; may lie a little outside -1 to 1, since it is a quotient of estimates.
@@ -123,7 +126,8 @@ def true_cosine(one: Design, two: Design, *, draws: int = 1000, seed: int = 0) -
         EmprobeError: If a reliability is below 0.2, or is not positive in more than 1 % of the draws: then there is nothing to divide by.
         MismatchError: If widths differ.
 
-    Source: Spearman (1904), American Journal of Psychology 15, 72-101 (correction for attenuation).
+    Source: Spearman (1904), American Journal of Psychology 15, 72-101 (correction for attenuation); Arcones & Giné (1992), Annals of
+        Statistics 20, 655-674 (the bootstrap of sums over pairs).
     """
     a, b = _both(one, two)
     reliabilities = _reliability(a, one.layer), _reliability(b, two.layer)
@@ -143,9 +147,30 @@ def true_cosine(one: Design, two: Design, *, draws: int = 1000, seed: int = 0) -
             f"The cosine of two true directions has no value in {draws - len(drawn)} of {draws} resamples of {k} questions (reliabilities "
             f"{reliabilities[0]:.2f} and {reliabilities[1]:.2f}). Give more questions."
         )
-    low, high = scaled_quantiles(value, drawn, k, 0.95)
+    variance = float(drawn.var())
+    # Where both sides of every product are noise, two thirds of the draws' variance come of the resampling; never more.
+    variance = max(variance - 2 * _noise_variance(a, b, value), variance / 3)
+    # The class with the fewest questions says how few they are (as in Welch's test, on the safe side).
+    fewest = min(int((cells.high == high).sum()) for cells in (a, b) for high in np.unique(cells.high))
+    half = float(stats.t.ppf(0.975, fewest - 1) * np.sqrt(variance * fewest / (fewest - 1)))
     method = f"r12 / sqrt(r11 r22) with r11 {reliabilities[0]:.3f}, r22 {reliabilities[1]:.3f}; bootstrap over {k} questions, t-scaled"
-    return Estimate(value, low, high, a.rows + b.rows, k, method)
+    return Estimate(value, value - half, value + half, a.rows + b.rows, k, method)
+
+
+def _noise_variance(a: Cells, b: Cells, value: float) -> float:
+    """Variance of the quotient from products of two questions' noise; resampling, which counts a pair w_q w_r times, triples it.
+
+    Linearised, the quotient is a sum over pairs of different questions; what both questions' deviations from the means give to it is
+    uncorrelated with the rest and from pair to pair, so that its variance is twice the sum of squares (each pair is there twice).
+    """
+    questions = sorted(set(a.names) | set(b.names))
+    k = len(questions)
+    x, y = a.deviations(questions), b.deviations(questions)
+    aa, bb = (float(crossed(side, side, ones, ones)[0]) for side in (a, b) for ones in [np.ones((1, len(side.counts)))])
+    cross = x @ y.T
+    pairs = (cross + cross.T) / (2 * np.sqrt(aa * bb)) - value / 2 * (x @ x.T / aa + y @ y.T / bb)
+    pairs = without_diagonal(pairs) * k / (k - 1)
+    return 2 * float((pairs**2).sum())
 
 
 def _quotient(a: Cells, b: Cells, wa: Floats, wb: Floats) -> Floats:

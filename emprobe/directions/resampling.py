@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
+from emprobe.directions.cells import without_diagonal
 from emprobe.directions.design import Bools, check_labels
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.types import Estimate
@@ -253,9 +254,12 @@ def _squared_sines(own: Floats, means: Floats, d: Floats, plan: _Plan) -> Floats
     square = float(d @ d)
     deviations -= np.outer(deviations @ d / square, d)
     gram = deviations @ deviations.T
-    drawn = np.maximum(np.einsum("ij,ij->i", plan.signs @ gram, plan.signs), 0.0) * plan.k / (plan.k - 1)
+    mean_square = float(gram.trace())
+    # k (k - 1) products of different questions stand for the k² of an infinite sample.
+    products = without_diagonal(gram) * np.sqrt(plan.k / (plan.k - 1))
+    drawn = np.maximum(mean_square + np.einsum("ij,ij->i", plan.signs @ products, plan.signs), 0.0) * plan.k / (plan.k - 1)
     # The error's mean square is itself estimated, from k - 1 deviations in as many dimensions as they effectively fill.
-    crossed = float((gram**2).sum() - (gram.diagonal() ** 2).sum())
-    filled = gram.trace() ** 2 * (plan.k - 1) / plan.k / crossed if crossed > 0 else np.inf
+    crossed = float((products**2).sum())
+    filled = mean_square**2 / crossed if crossed > 0 else np.inf
     degrees = (plan.k - 1) * filled
     return np.asarray(drawn / square * (chi2.isf(plan.shares, degrees) / degrees if np.isfinite(degrees) else 1.0) ** -1)
