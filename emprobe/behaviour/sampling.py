@@ -121,8 +121,6 @@ def _generate_batch(
     tokenizer = checkpoint.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops[0] if stops else 0)
     ids, mask = pad(prompts, int(pad_id), "left")
-    for receipt in checkpoint.interventions:
-        receipt.prompt_lengths = mask.sum(dim=1)
     sampler = [InverseCdfSampler(uniforms, temperature, ids.shape[1])] if temperature > 0 else []
     # A fresh configuration: the checkpoint's own may carry top_p, penalties or forced tokens that nobody asked for here.
     settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": uniforms.shape[1], "pad_token_id": pad_id, "use_cache": True}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,6 +59,42 @@ class Direction:
                 f"A direction needs one finite unit vector, but got shape {tuple(self.vector.shape)} with norm {norm:.6g}. "
                 "Divide by the norm and give that as raw_norm."
             )
+
+    @classmethod
+    def from_vector(
+        cls,
+        vector: Float[Tensor, " d_model"] | Sequence[float],
+        *,
+        layer: int,
+        site: Site = "resid_post",
+        positions: str = "unknown",
+        resid_norm: float | None = None,
+        made_from: str = "a vector",
+    ) -> Direction:
+        """Any vector as a direction; its norm becomes `raw_norm`, and what a vector cannot say stays unknown.
+
+        Args:
+            vector: Of any norm but 0.
+            layer: 0-based block at whose `site` it belongs.
+            site: Where in the block.
+            positions: The position rule it was read with.
+            resid_norm: Mean norm of the residual stream there, if known; without it no coefficient in unit `resid`.
+            made_from: What it is, in words.
+
+        Raises:
+            EmprobeError: If it is no finite vector that points anywhere.
+
+        Example:
+            >>> Direction.from_vector([3.0, 4.0], layer=2).raw_norm
+            5.0
+        """
+        given = torch.as_tensor(vector, dtype=torch.float64).detach().cpu()
+        norm = float(given.norm())
+        if given.ndim != 1 or not 0 < norm < float("inf"):
+            raise EmprobeError(
+                f"A direction needs one finite vector that points somewhere, but got shape {tuple(given.shape)} with norm {norm:g}."
+            )
+        return cls(given / norm, layer, site, positions, norm, resid_norm, None, made_from, "as given", "none", None, None, None)
 
     def __repr__(self) -> str:
         sure = "unknown" if self.split_half is None else f"{self.split_half:.3f}"

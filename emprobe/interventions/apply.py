@@ -2,59 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from emprobe.errors import EmprobeError
+from emprobe.interventions.edit import Edit, Place, rank_of
+from emprobe.interventions.kernels import Kernel, State, kernels_of
 from emprobe.interventions.operators import Operator
+from emprobe.interventions.places import Hooked
+from emprobe.interventions.plan import Conflicts, Plan
 from emprobe.interventions.receipt import Line, Receipt
-from emprobe.interventions.where import Tokens
+from emprobe.interventions.tokens import Tokens
 from emprobe.models.load import Checkpoint
-from emprobe.models.sites import check_layers, check_site, decoder_of, hidden_of, with_hidden
-
-
-@dataclass
-class _Pass:
-    """What the tokens of the forward pass under way are; set before the first block, read by every hook."""
-
-    tokens: Tokens | None = None
+from emprobe.models.sites import decoder_of
 
 
 @contextmanager
-def intervene(checkpoint: Checkpoint, *operators: Operator) -> Iterator[Receipt]:
+def intervene(checkpoint: Checkpoint, *operators: Operator | Plan, conflicts: Conflicts = "sequential") -> Iterator[Receipt]:
     """Steer or ablate while the block lasts; afterwards the model is as it was, also after an exception.
 
-    Several operators at one layer act in the order given, each on what the one before it left.
+    Blocks may be nested: what was entered first acts first.
 
     Args:
         checkpoint: The model; inside the block its adapter is in this checkpoint's state.
-        operators: `Add`, `Ablate`, `SetProjection`.
+        operators: `Add`, `Ablate`, `MeanAblate`, `SetProjection`, `Cap`, `Rotate`, or a `Plan` of them.
+        conflicts: Several operators at one place act in the order given, each on what the one before it left (`sequential`), or are
+            refused (`error`).
 
     Yields:
         The receipt, which fills while the model runs.
 
     Raises:
-        EmprobeError: No operator, a layer or site that does not exist, or a direction of another width.
+        EmprobeError: No operator, a layer or site that does not exist, a direction of another width, or operators that overlap
+            and must not.
         InterventionDidNotFire: On leaving the block, if something asked for did not happen.
     """
-    if not operators:
-        raise EmprobeError("intervene was given no operator. Give at least one, such as Add(direction, coefficient=1).")
-    lines = [Line(edit) for operator in operators for edit in operator.edits()]
-    for line in lines:
-        _check(checkpoint, line)
-    receipt = Receipt(lines, checkpoint.adapter)
+    plan = Plan.of(*operators, conflicts=conflicts)
+    with _running(checkpoint, [plan]) as receipt:
+        yield receipt
+
+
+@contextmanager
+def intervene_rows(checkpoint: Checkpoint, plans: Sequence[Plan | Operator | Sequence[Operator]]) -> Iterator[Receipt]:
+    """As `intervene`, but every row of a batch carries a plan of its own: a dose-response is one `generate`.
+
+    Before each forward pass (or `generate`), `receipt.plan_of_row` says which plan each row carries, by number; as it stands
+    there must be as many rows as plans. `emprobe.sweep` does all this.
+
+    Args:
+        checkpoint: The model.
+        plans: One operator, several, or none (`[]`: the row goes on unsteered) each.
+
+    Yields:
+        The receipt; each line says which plan it belongs to.
+
+    Raises:
+        EmprobeError: No plan, or as in `intervene`.
+        InterventionDidNotFire: On leaving the block, if something asked for did not happen.
+    """
+    made = [p if isinstance(p, Plan) else Plan(tuple(p) if isinstance(p, Sequence) else (p,)) for p in plans]
+    if not any(p.operators for p in made):
+        raise EmprobeError(f"intervene_rows was given {len(made)} plans and no operator. Give at least one.")
+    with _running(checkpoint, made) as receipt:
+        yield receipt
+
+
+@contextmanager
+def _running(checkpoint: Checkpoint, plans: Sequence[Plan]) -> Iterator[Receipt]:
+    edits = [(number, edit) for number, plan in enumerate(plans) for edit in plan.compiled(checkpoint)]
+    places: dict[Place, list[tuple[int, Edit]]] = {}
+    for number, edit in edits:
+        places.setdefault(edit.place, []).append((number, edit))
+    receipt, state = Receipt([], checkpoint.adapter), State()
     with checkpoint.active() as model, ExitStack() as stack:
-        state = _Pass()
-        handle = decoder_of(model).register_forward_pre_hook(_announce(state, receipt), with_kwargs=True)
+        handle = decoder_of(model).register_forward_pre_hook(_announce(state, receipt, checkpoint, len(plans)), with_kwargs=True)
         stack.callback(handle.remove)
-        for layer, site in dict.fromkeys((line.edit.layer, line.edit.site) for line in lines):
-            here = [line for line in lines if (line.edit.layer, line.edit.site) == (layer, site)]
-            stack.callback(_register(checkpoint.blocks[layer], site, _writer(here, state)).remove)
+        hooked = Hooked(checkpoint, stack, [r.hooked for r in checkpoint.interventions])
+        conditions = _conditions([edit for _, edit in edits])
+        for place in sorted(places.keys() | conditions.keys(), key=rank_of):
+            kernels = kernels_of(places.get(place, []), len(plans))
+            for kernel, by_plan in kernels:
+                receipt.lines += [Line(edit, number, kernel.tally) for number, edit in by_plan.items()]
+            hooked.write(place, _writer([k for k, _ in kernels], conditions.get(place, []), state))
+        receipt.lines.sort(key=lambda line: line.plan)
+        receipt.hooked = hooked
+        stack.enter_context(_told_of_generate(model, receipt))
         checkpoint.interventions.append(receipt)
         stack.callback(_forget, checkpoint.interventions, receipt)
         yield receipt
@@ -65,57 +101,76 @@ def _forget(active: list[Any], receipt: Receipt) -> None:
     active[:] = [other for other in active if other is not receipt]
 
 
-def _check(checkpoint: Checkpoint, line: Line) -> None:
-    edit = line.edit
-    check_site(edit.site)
-    check_layers([edit.layer], checkpoint.n_layers, edit.label)
-    if len(edit.vector) != checkpoint.d_model:
-        raise EmprobeError(
-            f"{edit.label} has a direction of d_model {len(edit.vector)}, but {checkpoint.name!r} has d_model {checkpoint.d_model}. "
-            "Use a direction that was read from this model."
-        )
+def _conditions(edits: Sequence[Edit]) -> dict[Place, list[Edit]]:
+    """Edits with a condition, by the place at which it is read."""
+    found: dict[Place, list[Edit]] = {}
+    for edit in edits:
+        if edit.when is not None:
+            found.setdefault((edit.when.direction.layer, edit.when.direction.site), []).append(edit)
+    return found
 
 
-def _announce(state: _Pass, receipt: Receipt) -> Callable[..., None]:
+def _announce(state: State, receipt: Receipt, checkpoint: Checkpoint, n_plans: int) -> Callable[..., None]:
     """A pre-hook of the decoder: before the blocks run, work out what each position is."""
+    special = tuple(checkpoint.tokenizer.all_special_ids)
 
     def announce(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        given = ids if ids is not None else kwargs["inputs_embeds"]
-        cache = kwargs.get("past_key_values")
-        seen = int(cache.get_seq_length()) if cache is not None else 0
-        mask = kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) else None
-        state.tokens = Tokens.of((given.shape[0], given.shape[1]), mask, seen, receipt.prompt_lengths, given.device)
+        given = kwargs if not args else {**kwargs, "input_ids": args[0]}
+        state.tokens = Tokens.of(given, receipt.prompts, special)
+        state.held.clear()
+        if n_plans > 1:
+            _set_rows(state, receipt.plan_of_row, len(state.tokens.real), n_plans)
 
     return announce
 
 
-def _writer(lines: list[Line], state: _Pass) -> Callable[[Tensor], Tensor]:
-    """What is done to the hidden state at one block: every line in turn, counted as it is done."""
+def _set_rows(state: State, asked: Any, batch: int, n_plans: int) -> None:
+    """Which plan each row carries; a row that `generate` repeats (beams, several answers) carries the same."""
+    plans = torch.as_tensor(range(n_plans) if asked is None else asked)
+    if plans.ndim != 1 or not len(plans) or batch % len(plans):
+        said = "plan_of_row was not set" if asked is None else f"receipt.plan_of_row names {plans.numel()} rows"
+        raise EmprobeError(f"The forward pass has {batch} rows for {n_plans} plans, but {said}. Set it to one plan's number per row.")
+    if int(plans.min()) < 0 or int(plans.max()) >= n_plans:
+        raise EmprobeError(f"receipt.plan_of_row names plan {int(plans.max())}, but there are plans 0 to {n_plans - 1}.")
+    rows = plans.repeat_interleave(batch // len(plans))
+    # Kernels keep what they gathered for a batch for as long as it is the same tensor.
+    if state.plan_of_row is None or not torch.equal(state.plan_of_row, rows):
+        state.plan_of_row = rows
+
+
+@contextmanager
+def _told_of_generate(model: Any, receipt: Receipt) -> Iterator[None]:
+    """While the block lasts, the model's own `generate` says where its prompts end."""
+    own = model.__dict__.get("generate")
+    generate = model.generate
+
+    def told(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        ids = next((g for g in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if isinstance(g, Tensor)), None)
+        before = receipt.prompts.width
+        receipt.prompts.width = None if ids is None else int(ids.shape[1])
+        try:
+            return generate(inputs, *args, **kwargs)
+        finally:
+            receipt.prompts.width = before
+
+    model.__dict__["generate"] = told
+    try:
+        yield
+    finally:
+        del model.__dict__["generate"]
+        if own is not None:
+            model.__dict__["generate"] = own
+
+
+def _writer(kernels: Sequence[Kernel], conditions: Sequence[Edit], state: State) -> Callable[[Tensor], Tensor]:
+    """What is done to the hidden state at one place: conditions are read, then every kernel writes in turn."""
 
     def write(hidden: Tensor) -> Tensor:
-        assert state.tokens is not None, "a block ran before its decoder"
-        for line in lines:
-            tokens = state.tokens.to(hidden.device)
-            mask = line.edit.where.mask(tokens)
-            edited, before, after = line.edit.apply(hidden, mask)
-            with torch.no_grad():
-                line.count(mask, tokens, before, after, hidden, edited)
-            hidden = edited
+        for edit in conditions:
+            assert edit.when is not None
+            state.held[id(edit)] = edit.when.holds(hidden)
+        for kernel in kernels:
+            hidden = kernel.write(hidden, state)
         return hidden
 
     return write
-
-
-def _register(block: torch.nn.Module, site: str, write: Callable[[Tensor], Tensor]) -> Any:
-    """Hook a block's input or output, before any hook that is already there, so that those see what was written."""
-    if site == "resid_post":
-        return block.register_forward_hook(lambda _, args, output: with_hidden(output, write(hidden_of(output))), prepend=True)
-
-    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (write(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": write(kwargs["hidden_states"])}
-
-    return block.register_forward_pre_hook(before, with_kwargs=True, prepend=True)

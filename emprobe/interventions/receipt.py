@@ -2,102 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from emprobe.errors import InterventionDidNotFire
-from emprobe.interventions.operators import Edit
-from emprobe.interventions.where import Tokens
+from emprobe.interventions.edit import Edit
+from emprobe.interventions.places import Hooked
+from emprobe.interventions.tally import Tally, Totals
+from emprobe.interventions.tokens import Prompts
 
 
 @dataclass
 class Line:
-    """What one edit did at one layer. Sums stay on the device until they are read."""
+    """One edit and what was counted of it.
+
+    Attributes:
+        plan: Number of the plan it belongs to, where rows of a batch carry different ones; otherwise 0.
+        tally: What counts it, perhaps together with other plans' edits.
+    """
 
     edit: Edit
-    forwards: int = 0
-    rows: Any = 0
-    positions: Any = 0
-    in_generation: Any = 0
-    named: bool = True
-    before: Any = 0.0
-    after: Any = 0.0
-    change: Any = 0.0
-
-    def count(self, mask: Tensor, tokens: Tokens, before: Tensor, after: Tensor, hidden: Tensor, edited: Tensor) -> None:
-        """Add one forward pass."""
-        self.forwards += 1
-        self.rows = self.rows + (tokens.real & (tokens.index == 0)).any(dim=1).sum()
-        self.positions = self.positions + mask.sum()
-        if tokens.generated is None:
-            self.named = False
-        else:
-            self.in_generation = self.in_generation + (mask & tokens.generated).sum()
-        zero = torch.zeros_like(before, dtype=torch.float64)
-        self.before = self.before + torch.where(mask, before.double(), zero).sum()
-        self.after = self.after + torch.where(mask, after.double(), zero).sum()
-        moved = (edited.float() - hidden.float()).norm(dim=-1) / hidden.float().norm(dim=-1).clamp(min=1e-12)
-        self.change = self.change + torch.where(mask, moved.double(), zero).sum()
+    plan: int = 0
+    tally: Tally = field(default_factory=Tally)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers; means are over the steered positions."""
-        positions = int(self.positions)
-        generation = int(self.in_generation) if self.named and self.forwards else None
-        mean = {k: float(v) / positions if positions else None for k, v in (("b", self.before), ("a", self.after), ("c", self.change))}
+        found: Totals = self.tally.totals(self.plan)
+        known = found.named and found.forwards
+        generated = int(found.generated) if known else None
         return {
             "operator": self.edit.label,
+            "plan": self.plan,
             "layer": self.edit.layer,
             "site": self.edit.site,
-            "forwards": self.forwards,
-            "rows": int(self.rows),
-            "positions": positions,
-            "positions_in_prompt": None if generation is None else positions - generation,
-            "positions_in_generation": generation,
-            "mean_relative_change": mean["c"],
-            "projection_before": mean["b"],
-            "projection_after": mean["a"],
+            "forwards": found.forwards,
+            "rows": found.rows,
+            "rows_steered": found.rows_steered,
+            "positions": found.positions,
+            "positions_in_prompt": None if generated is None else found.positions - generated,
+            "positions_in_generation": generated,
+            "mean_relative_change": found.mean(found.change),
+            "projection_before": found.mean(found.before),
+            "projection_after": found.mean(found.after),
         }
 
 
 @dataclass
 class Receipt:
-    """Per layer: forwards and rows seen, positions steered, mean ‖Δh‖/‖h‖, mean projection before and after.
+    """Per operator and layer: forwards and rows seen, positions steered, mean ‖Δh‖/‖h‖, mean projection before and after.
+
+    Of an operator on more than one dimension, `projection` is the norm of the part in its span.
 
     Attributes:
-        prompt_lengths: Real tokens of each row's prompt in the current batch; `emprobe.generate` sets it, and a plain
-            forward pass may. Needed only where an intervention names prompt or generated tokens.
+        plan_of_row: Which plan each row of the batch carries, where there are several; `emprobe.sweep` sets it.
     """
 
     lines: list[Line] = field(default_factory=list)
     adapter: str = "none"
-    prompt_lengths: Int[Tensor, " batch"] | None = None
+    prompts: Prompts = field(default_factory=Prompts)
+    plan_of_row: Int[Tensor, " batch"] | Sequence[int] | None = None
+    hooked: Hooked | None = field(default=None, repr=False)
+
+    @property
+    def prompt_lengths(self) -> Int[Tensor, " batch"] | Sequence[int] | None:
+        """Real tokens of each row's prompt, for plain forward passes; generating says it by itself.
+
+        Needed only where an intervention tells prompt from generation.
+        """
+        return self.prompts.lengths
+
+    @prompt_lengths.setter
+    def prompt_lengths(self, lengths: Int[Tensor, " batch"] | Sequence[int] | None) -> None:
+        self.prompts.lengths = lengths
 
     def as_dict(self) -> list[dict[str, Any]]:
-        """One entry per operator and layer."""
+        """One entry per operator and layer (and plan)."""
         return [line.as_dict() for line in self.lines]
 
     def check(self) -> None:
         """Refuse silence.
 
         Raises:
-            InterventionDidNotFire: If an edit touched no position, with what was seen instead.
+            InterventionDidNotFire: If an edit touched no position, or none of some row's prompt where it names prompt tokens; with what
+                was seen instead. A condition that never held is no silence: the receipt shows 0 positions.
         """
         for line in self.lines:
-            seen, place = line.as_dict(), f"{line.edit.label} at {line.edit.site}[{line.edit.layer}]"
-            if not line.forwards:
-                raise InterventionDidNotFire(
-                    f"{place} never ran: no forward pass reached that block inside the "
-                    "intervene block. Generate (or call the model) inside it, with the checkpoint that was given to intervene."
-                )
-            if not seen["positions"]:
-                raise InterventionDidNotFire(
-                    f"{place} saw {line.forwards} forward passes and {seen['rows']} rows but "
-                    f"steered no position with {line.edit.where}. Name other tokens, or generate at least one."
-                )
+            _check(line)
 
     def __str__(self) -> str:
         head = f"{'operator':<22}{'layer':>5}{'forwards':>9}{'rows':>6}{'positions':>10}{'|dh|/|h|':>9}{'x·v before':>11}{'after':>9}"
@@ -110,3 +104,24 @@ class Receipt:
                 f"{change:>9.3f}{before:>11.3f}{after:>9.3f}"
             )
         return "\n".join([head, *body])
+
+
+def _check(line: Line) -> None:
+    found, place = line.tally.totals(line.plan), f"{line.edit.label} at {line.edit.site}[{line.edit.layer}]"
+    if not found.forwards:
+        raise InterventionDidNotFire(
+            f"{place} never ran: no forward pass reached that block inside the "
+            "intervene block. Generate (or call the model) inside it, with the checkpoint that was given to intervene."
+        )
+    if line.edit.when is not None:
+        return
+    if not found.positions:
+        raise InterventionDidNotFire(
+            f"{place} saw {found.forwards} forward passes and {found.rows} rows but "
+            f"steered no position with {line.edit.where}. Name other tokens, or generate at least one."
+        )
+    if line.edit.where.prompt and found.rows_steered < found.rows:
+        raise InterventionDidNotFire(
+            f"{place} steered {found.rows_steered} of {found.rows} rows with {line.edit.where}: the others have no such token. "
+            "Name tokens that every row has."
+        )

@@ -13,12 +13,12 @@ from emprobe.behaviour.criterion import Criterion
 from emprobe.behaviour.scores import Scores
 from emprobe.directions import Direction
 from emprobe.errors import EmprobeError
-from emprobe.interventions import Ablate, Add, Operator
+from emprobe.interventions import Add, Operator
 from emprobe.models.pair import CheckpointPair
 from emprobe.overlap import random_directions
 from emprobe.stats import share_removed
 from emprobe.studies.runner import Outcome, Runner
-from emprobe.studies.selection import Choice
+from emprobe.studies.selection import Choice, ablation
 from emprobe.types import Conversation, Estimate
 
 
@@ -81,9 +81,9 @@ class Panel:
         checkpoint = self.pair.tuned if tuned else self.pair.base
         return self.runner.run(f"test {name}", checkpoint, self.questions, self.samples, operators)
 
-    def _ablation(self, directions: Mapping[int, Direction]) -> Ablate:
+    def _ablation(self, directions: Mapping[int, Direction]) -> Operator:
         plan = self.choice.ablate
-        return Ablate([directions[layer] for layer in plan.layers], to=plan.to or "zero")
+        return ablation([directions[layer] for layer in plan.layers], plan.to or "zero")
 
     def _random(self, directions: Mapping[int, Direction], draw: int) -> dict[int, Direction]:
         """A random unit vector in place of each direction: same layer and norms, its own mean under the base."""

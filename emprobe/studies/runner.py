@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -73,7 +72,7 @@ class Runner:
                 "condition": condition,
                 "checkpoint": [checkpoint.fingerprint, checkpoint.adapter],
                 "questions": [[q.question_id, [m.as_dict() for m in q.messages]] for q in questions],
-                "operators": [describe(operator) for operator in operators],
+                "operators": [edit.as_dict() for operator in operators for edit in operator.edits(checkpoint.n_layers)],
                 "sampling": [samples, self.seed, self.temperature, self.max_new_tokens],
                 "judge": self.judge_id,
             }
@@ -109,20 +108,3 @@ class Runner:
         outcome.scores.save(self.folder / f"{key}.parquet")
         write_json(self.folder / f"{key}.json", {"condition": condition, "receipt": outcome.receipt})
         return outcome
-
-
-def describe(operator: Operator) -> list[dict[str, Any]]:
-    """What an operator does, as plain values: its vectors by hash, its amounts by number."""
-    return [
-        {
-            "label": edit.label,
-            "layer": edit.layer,
-            "site": edit.site,
-            "kind": edit.kind,
-            "amount": edit.amount,
-            "strength": edit.strength,
-            "where": str(edit.where),
-            "vector": hashlib.sha256(edit.vector.double().numpy().tobytes()).hexdigest()[:16],
-        }
-        for edit in operator.edits()
-    ]

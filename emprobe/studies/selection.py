@@ -9,7 +9,7 @@ from typing import Any, Literal
 from emprobe.behaviour.criterion import Criterion
 from emprobe.directions import Direction
 from emprobe.errors import EmprobeError
-from emprobe.interventions import Ablate, Add
+from emprobe.interventions import Ablate, Add, MeanAblate, Operator
 from emprobe.models.pair import CheckpointPair
 from emprobe.studies.runner import Runner
 from emprobe.types import Conversation
@@ -75,6 +75,11 @@ def candidate_layers(n_layers: int, available: Sequence[int]) -> list[int]:
     low, high = 0.2 * (n_layers - 1), 0.8 * (n_layers - 1)
     wanted = [round(low + (high - low) * i / (MAX_LAYERS - 1)) for i in range(MAX_LAYERS)]
     return sorted({min(available, key=lambda layer: (abs(layer - w), layer)) for w in wanted})
+
+
+def ablation(directions: Sequence[Direction], to: Target) -> Operator:
+    """Each direction ablated at its layer, to nothing or to the base's mean."""
+    return Ablate(directions) if to == "zero" else MeanAblate(directions)
 
 
 def ablation_plans(layers: Sequence[int]) -> list[tuple[int, ...]]:
@@ -167,6 +172,6 @@ class Selector:
         return found
 
     def _ablation(self, rule: str, by_layer: Mapping[int, Direction], plan: tuple[int, ...], to: Target) -> Trial:
-        operator = Ablate([by_layer[layer] for layer in plan], to=to)
+        operator = ablation([by_layer[layer] for layer in plan], to)
         name = f"ablate {rule} {'+'.join(map(str, plan))} to {to}"
         return Trial(rule, plan, *self._rates(name, self.pair.tuned, [operator]), to=to)

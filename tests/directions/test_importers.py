@@ -17,7 +17,8 @@ from emprobe.directions import Direction
 from emprobe.directions.importers import FORMATS, import_direction, import_directions
 from emprobe.errors import EmprobeError, MismatchError, MissingExtraError
 from emprobe.files import file_hash
-from emprobe.interventions import Ablate, Add
+from emprobe.interventions import Ablate, Add, MeanAblate
+from emprobe.interventions.changes import Affine
 from tests.fixtures.peers import (
     LAYERS,
     OUTPUTS,
@@ -131,14 +132,14 @@ def test_what_no_file_brings_stays_unknown_and_is_refused_as_a_unit(tmp_path: Pa
     assert "residual norm unknown" in repr(found)
     assert found.provenance["imported"]["says"]["metadata"] == {"direction_sign": "misaligned_minus_aligned"}
     with pytest.raises(EmprobeError, match=r"a unit without a norm: the mean residual norm at resid_post\[2\] is unknown"):
-        Add(found, 1.0).edits()
-    with pytest.raises(EmprobeError, match=r"needs the base's mean projection .* unknown.*Use to='zero'"):
-        Ablate(found, to="base_mean").edits()
-    assert Add(found, 2.0, unit="raw").edits()[0].amount == pytest.approx(2 * found.raw_norm)
-    assert Ablate(found).edits()[0].amount == 0
+        Add(found, 1.0).edits(99)
+    with pytest.raises(EmprobeError, match=r"needs the base's mean projection .* unknown.*Give mean="):
+        MeanAblate(found).edits(99)
+    assert Add(found, 2.0, unit="raw").edits(99)[0].change.shift[0] == pytest.approx(2 * found.raw_norm)
+    assert Ablate(found).edits(99)[0].change == Affine((0.0,), -1.0)
     measured = replace(found, resid_norm=4.0, base_projection=0.5)
-    assert Add(measured, 0.5).edits()[0].amount == 2.0
-    assert Ablate(measured, to="base_mean").edits()[0].amount == 0.5
+    assert Add(measured, 0.5).edits(99)[0].change.shift == (2.0,)
+    assert MeanAblate(measured).edits(99)[0].change.shift == (0.5,)
     assert measured.relative_norm == pytest.approx(found.raw_norm / 4)
 
 

@@ -15,10 +15,11 @@ from emprobe.behaviour.sampling import generate
 from emprobe.capture import capture
 from emprobe.directions import Direction
 from emprobe.errors import EmprobeError, InterventionDidNotFire, MismatchError
-from emprobe.interventions import Ablate, Add, Operator, SetProjection, Where, intervene
-from emprobe.interventions.operators import Edit
+from emprobe.interventions import Ablate, Add, Cap, MeanAblate, Operator, Plan, Rotate, SetProjection, When, Where, intervene
+from emprobe.interventions.kernels import Single, State
+from emprobe.interventions.tokens import Tokens
 from emprobe.models import Checkpoint, encode, load_model, load_pair
-from emprobe.overlap import random_directions
+from emprobe.overlap import Subspace, random_directions
 from emprobe.types import Conversation
 from tests.fixtures.models import Checkpoints
 
@@ -36,7 +37,7 @@ def direction(checkpoint: Checkpoint, layer: int = 1, seed: int = 0, site: Any =
 PLANS: dict[str, Callable[[Direction], Operator]] = {
     "add": lambda d: Add(d, 1.5),
     "ablate": lambda d: Ablate(d),
-    "ablate to mean": lambda d: Ablate(d, to="base_mean"),
+    "ablate to mean": lambda d: MeanAblate(d),
     "set": lambda d: SetProjection(d, 3.0, unit="abs"),
     "add to generation": lambda d: Add(d, 1.5, where=Where(prompt=False)),
     "add to prompt": lambda d: Add(d, 1.5, where=Where(generation=False)),
@@ -91,7 +92,7 @@ def test_captured_after_is_before_plus_the_dose(architecture: Checkpoints, site:
 def test_ablation_leaves_nothing_or_the_mean(architecture: Checkpoints) -> None:
     checkpoint = load_model(architecture.base)
     d = direction(checkpoint)
-    for operator, left in ((Ablate(d), 0.0), (Ablate(d, to="base_mean"), d.base_projection)):
+    for operator, left in ((Ablate(d), 0.0), (MeanAblate(d), d.base_projection)):
         with intervene(checkpoint, operator):
             acts = capture(checkpoint, QUESTIONS, layers=1, progress=False)
         projection = acts.at(1).double() @ d.vector
@@ -99,22 +100,85 @@ def test_ablation_leaves_nothing_or_the_mean(architecture: Checkpoints) -> None:
         assert float((projection - left).abs().max()) <= 1e-6 * scale
 
 
-@given(st.integers(0, 2**20), st.floats(-50, 50), st.sampled_from(["add", "set"]))
-def test_edit_laws(seed: int, amount: float, kind: Any) -> None:
+LAWS: dict[str, Callable[[Direction, Direction], Operator]] = {
+    "add": lambda d, e: Add(d, 3.0, unit="abs"),
+    "ablate": lambda d, e: Ablate(d),
+    "ablate half": lambda d, e: Ablate(d, strength=0.5),
+    "ablate a plane": lambda d, e: Ablate(Subspace.from_directions([d, e])),
+    "mean": lambda d, e: MeanAblate(d, mean=1.5),
+    "mean in a plane": lambda d, e: MeanAblate(Subspace.from_directions([d, e]), mean=torch.ones(D, dtype=torch.float64)),
+    "set": lambda d, e: SetProjection(d, -2.0, unit="abs"),
+    "set in a plane": lambda d, e: SetProjection(Subspace.from_directions([d, e]), [1.0, -1.0]),
+    "cap": lambda d, e: Cap(d, min=-0.2, max=0.3, unit="abs"),
+    "cap in a plane": lambda d, e: Cap(Subspace.from_directions([d, e]), max=0.4),
+    "turn": lambda d, e: Rotate([d, e], by=30.0),
+    "turn to": lambda d, e: Rotate([d, e], to=200.0),
+}
+D = 16
+
+
+def unit(seed: int) -> Direction:
+    return Direction.from_vector(random_directions(1, D, seed)[0], layer=0, resid_norm=5.0)
+
+
+def carried_out(operator: Operator, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    (edit,) = operator.edits(1)
+    index = torch.arange(hidden.shape[1]).expand(mask.shape)
+    return Single(edit).write(hidden, State(Tokens(mask, index)))
+
+
+@pytest.mark.parametrize("law", LAWS)
+@given(seed=st.integers(0, 2**20))
+def test_laws_of_operators(law: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(3, 4, 16, generator=generator)
-    vector = random_directions(1, 16, seed)[0]
+    hidden = torch.randn(3, 4, D, generator=generator, dtype=torch.float64)
     mask = torch.rand(3, 4, generator=generator) > 0.3
-    edit = Edit(0, "resid_post", vector, kind, amount, 1.0, Where(), "")
-    edited, before, after = edit.apply(hidden, mask)
+    one, two = unit(seed), unit(seed + 1)
+    operator = LAWS[law](one, two)
+    edited = carried_out(operator, hidden, mask)
+    (edit,) = operator.edits(1)
     assert torch.equal(edited[~mask], hidden[~mask]), "what is not named is bit-equal"
-    across = edited.double() - hidden.double()
-    along = (across @ vector)[..., None] * vector
-    torch.testing.assert_close(across, along, rtol=0, atol=1e-4), "only the named direction moves"
-    if kind == "set":
-        again, _, _ = edit.apply(edited, mask)
-        torch.testing.assert_close(again, edited, rtol=0, atol=1e-4)
-    torch.testing.assert_close((after - before)[mask].double(), (across @ vector)[mask], rtol=1e-3, atol=1e-3)
+    across = edited - hidden
+    torch.testing.assert_close(across, across @ edit.basis.T @ edit.basis, rtol=0, atol=1e-12), "nothing moves outside the span"
+    before, after = hidden[mask] @ edit.basis.T, edited[mask] @ edit.basis.T
+    again = carried_out(operator, edited, mask)
+    if law in ("ablate", "ablate a plane", "mean", "mean in a plane", "set", "set in a plane", "cap", "cap in a plane", "turn to"):
+        torch.testing.assert_close(again, edited, rtol=0, atol=1e-12), "what was brought to a place stays there"
+    match law:
+        case "add":
+            torch.testing.assert_close(after, before + 3.0)
+        case "ablate half":
+            torch.testing.assert_close(after, before / 2)
+        case "ablate" | "ablate a plane":
+            assert float(after.abs().max()) < 1e-12 if mask.any() else True
+        case "mean":
+            torch.testing.assert_close(after, torch.full_like(after, 1.5))
+        case "mean in a plane":
+            torch.testing.assert_close(after, (edit.basis.sum(dim=1)).expand_as(after))
+        case "set":
+            torch.testing.assert_close(after, torch.full_like(after, -2.0))
+        case "cap":
+            torch.testing.assert_close(after, before.clamp(-0.2, 0.3))
+        case "cap in a plane":
+            assert bool((after.norm(dim=-1) <= 0.4 + 1e-12).all())
+        case "turn" | "turn to":
+            torch.testing.assert_close(edited.norm(dim=-1), hidden.norm(dim=-1)), "a rotation keeps norms"
+
+
+@given(seed=st.integers(0, 2**20), degrees=st.floats(-360, 360))
+def test_rotation_turns_by_and_to_the_angle_asked(seed: int, degrees: float) -> None:
+    hidden = torch.randn(2, 3, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    everywhere = torch.ones(2, 3, dtype=torch.bool)
+    one, two = unit(seed), unit(seed + 1)
+    (edit,) = Rotate([one, two], by=degrees).edits(1)
+    angle = torch.atan2(*(hidden @ edit.basis.T).flip(-1).unbind(-1))
+    turned, brought = (
+        carried_out(Rotate([one, two], **how), hidden, everywhere) @ edit.basis.T for how in ({"by": degrees}, {"to": degrees})
+    )
+    for found, wanted in ((turned, angle + torch.tensor(degrees).deg2rad()), (brought, torch.tensor(degrees).deg2rad().double())):
+        off = torch.atan2(found[..., 1], found[..., 0]) - wanted
+        assert float(torch.cos(off).min()) > 1 - 1e-9
+    torch.testing.assert_close(edit.basis[0], one.vector, msg="the first direction is where angles start")
 
 
 def test_a_dose_of_nothing_is_bit_identical(architecture: Checkpoints) -> None:
@@ -241,13 +305,42 @@ def test_a_bad_layer_leaves_no_hook_of_the_good_one(llama: Checkpoints) -> None:
         (lambda d: Add(d, 1, unit="norms"), "Unit 'norms' does not exist"),
         (lambda d: Ablate([]), "no direction"),
         (lambda d: Ablate([d, d]), "two directions at one layer"),
-        (lambda d: Ablate(d, to="mean"), "to='mean'"),
-        (lambda d: Ablate(d, to="base_mean", layers=[0, 1]), "takes one direction and to='zero'"),
+        (lambda d: Ablate([d, d], layers=[0, 1]), "takes one direction or subspace"),
+        (lambda d: Ablate(d, layers="every"), "layers='every' was asked for. Use 'all'"),
+        (lambda d: Ablate(d, site="writes", layers=[1]), "every write of the model, so it takes no layers"),
+        (lambda d: Ablate(d, strength=float("nan")), "strength of nan"),
+        (lambda d: Add(d, 1, site="writes"), "Only Ablate takes 'writes'"),
+        (lambda d: Add(Subspace.from_directions([d]), 1), "takes a Direction, but was given a Subspace"),
+        (lambda d: MeanAblate(d, layers=[0, 1]), "takes neither layers nor site"),
+        (lambda d: MeanAblate(replace(d, base_projection=None)), "mean projection on the direction .* which is unknown"),
+        (lambda d: MeanAblate(Subspace.from_directions([d])), "needs to know the mean"),
+        (lambda d: MeanAblate(d, mean=torch.zeros(5)), "mean of d_model 5 for a span in d_model 32"),
+        (lambda d: SetProjection(Subspace.from_directions([d]), [1.0, 2.0]), "2 values for 1 dimensions"),
+        (lambda d: SetProjection(Subspace.from_directions([d]), 1.0, unit="raw"), "a subspace has no norm of its own"),
+        (lambda d: Cap(d), "no bound"),
+        (lambda d: Cap(d, min=2, max=1), "leaves no room"),
+        (lambda d: Cap(Subspace.from_directions([d]), min=1), "give max="),
+        (lambda d: Rotate([d, d], by=10), "span no plane"),
+        (lambda d: Rotate(d, by=10), "given 1 dimensions"),
+        (lambda d: Rotate([d, replace(d, vector=random_directions(1, 32, 9)[0])]), "exactly one of by= and to="),
+        (lambda d: Where(prompt=False, prompt_positions=[-1]), "contradicts itself"),
+        (lambda d: Where(prompt_positions=[]), "names no token of the prompt"),
+        (lambda d: Where(generation_window=(-2, None)), "not known while it is being generated"),
+        (lambda d: Where(prompt_window=(4, 2)), "ends before it begins"),
+        (lambda d: When(d), "no bound"),
+        (lambda d: When(d, above=2, below=1), "never holds"),
+        (lambda d: Add(d, 1, when=When(replace(d, layer=2), above=0)), "which the model comes to later"),
+        (lambda d: Add(replace(d, resid_norm=None), 1), "a unit without a norm"),
+        (lambda d: replace(d, vector=d.vector * 0), "one finite unit vector"),
+        (lambda d: Direction.from_vector(torch.zeros(32), layer=0), "points somewhere, but got shape .32,. with norm 0"),
+        (lambda d: Plan((Add(d, 1), Ablate(d)), conflicts="error"), "write at one place, and conflicts='error'"),
+        (lambda d: Plan((Add(d, 1),), conflicts="first"), "conflicts='first' was asked for"),
+        (lambda d: d, "given a Direction. Give operators"),
         (lambda d: Where(prompt=False, generation=False), "names no tokens"),
         (lambda d: replace(d, vector=d.vector * 2), "one finite unit vector"),
         (lambda d: replace(d, vector=d.vector * float("nan")), "one finite unit vector"),
         (lambda d: Add(replace(d, vector=random_directions(1, 7, 0)[0]), 1), "d_model 7, but .* has d_model 32"),
-        (lambda d: Add(replace(d, site="mlp_out"), 1), "'mlp_out' is not supported yet"),
+        (lambda d: Add(replace(d, site="head_out"), 1), "'head_out' is no site"),
     ],
 )
 def test_what_makes_no_sense_is_refused(llama: Checkpoints, make: Callable[[Direction], Any], message: str) -> None:

@@ -19,11 +19,12 @@ from emprobe.behaviour.sampling import generate
 from emprobe.behaviour.scores import Scores
 from emprobe.directions import Direction
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.interventions import Ablate, Add, Operator, intervene
+from emprobe.interventions import Add, Operator, intervene
 from emprobe.models import Checkpoint, load_pair
 from emprobe.studies import job as job_module
 from emprobe.studies import runner as runner_module
 from emprobe.studies.job import Job, run_job
+from emprobe.studies.selection import ablation
 from tests.fixtures.models import Architecture, Checkpoints, copy_of, merge_adapter, write_adapter
 from tests.studies.tiny import DOSES, LETTERS, RANDOMS, N, answers, tiny_job, undisturbed, without_places, write_keywords
 
@@ -190,7 +191,7 @@ def test_the_panel_is_what_the_public_names_give(llama: Checkpoints) -> None:
         "base": (pair.base, None),
         "tuned": (pair.tuned, None),
         f"base + {found['coefficient']:g}": (pair.base, Add(direction, found["coefficient"])),
-        "ablated": (pair.tuned, Ablate(plan, to=found["ablation"]["to"])),
+        "ablated": (pair.tuned, ablation(plan, found["ablation"]["to"])),
     }
     for name, (checkpoint, operator) in conditions.items():
         with intervene(checkpoint, operator) if operator else nullcontext():

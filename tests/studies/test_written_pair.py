@@ -14,7 +14,7 @@ from emprobe.activations import PairActivations
 from emprobe.capture import capture
 from emprobe.directions import Direction, fit_direction, fit_directions
 from emprobe.errors import EmprobeError
-from emprobe.interventions import Ablate, Add, SetProjection, intervene
+from emprobe.interventions import Ablate, Add, MeanAblate, SetProjection, intervene
 from emprobe.models import Checkpoint, load_pair
 from emprobe.models.pair import CheckpointPair
 from emprobe.organisms.written import Kind, WrittenPair, written_pair, written_questions
@@ -95,7 +95,7 @@ def test_ablated_both_models_are_one(constant: Written) -> None:
     """They differ along one line only, so wherever that line's projection is put, the rest is the same."""
     _, pair, acts = constant
     found = fit_direction(acts, layer=LAYER)
-    for operator in (Ablate(found), Ablate(found, to="base_mean"), SetProjection(found, 0.5)):
+    for operator in (Ablate(found), MeanAblate(found), SetProjection(found, 0.5)):
         torch.testing.assert_close(logits(pair.tuned, operator), logits(pair.base, operator), rtol=0, atol=1e-4)
 
 

@@ -1,0 +1,51 @@
+"""A condition on a projection: steer only the tokens whose hidden state says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from emprobe.directions.direction import Direction
+from emprobe.errors import EmprobeError
+
+
+@dataclass(frozen=True)
+class When:
+    """Holds at a token whose projection on a direction, at the direction's own layer and site, lies above or below a bound.
+
+    The projection is read in the same forward pass, before any operator of the block writes at that place, so its place must not come
+    after the one that is steered.
+
+    Args:
+        direction: What is projected on.
+        above: Holds where x·v > above, in absolute units.
+        below: Holds where x·v < below. With both, both must hold.
+
+    Raises:
+        EmprobeError: If no bound was given, or none can satisfy both.
+
+    Source: Conditional activation steering (arXiv 2409.05907), with the projection in place of the cosine.
+    """
+
+    direction: Direction
+    above: float | None = None
+    below: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.above is None and self.below is None:
+            raise EmprobeError("When was given no bound. Say above= or below=, in absolute units of the projection.")
+        if self.above is not None and self.below is not None and not self.above < self.below:
+            raise EmprobeError(f"When(above={self.above:g}, below={self.below:g}) never holds. Give above < below.")
+
+    def holds(self, hidden: Float[Tensor, "batch pos d_model"]) -> Bool[Tensor, "batch pos"]:
+        """At which tokens it holds."""
+        exact = hidden.detach().float()
+        projection = exact @ self.direction.vector.to(device=exact.device, dtype=exact.dtype)
+        above = projection > (float("-inf") if self.above is None else self.above)
+        return above if self.below is None else above & (projection < self.below)
+
+    def __str__(self) -> str:
+        bounds = [f"> {self.above:g}"] * (self.above is not None) + [f"< {self.below:g}"] * (self.below is not None)
+        return f"x·v {' and '.join(bounds)} at {self.direction.site}[{self.direction.layer}]"
