@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,19 @@ def load_conversations(path: Path | str) -> list[Conversation]:
     path = Path(path)
     made: list[Conversation] = []
     there: dict[tuple[str, int], str] = {}
+    counts = Counter[str]()
     for where, place, row in read_rows(path, "conversations"):
         response, sample, rest = _answer(row, where)
         question = question_of(rest, where)
         if sample is None:
-            sample = sum(1 for name, _ in there if name == question.question_id)
+            sample = counts[question.question_id]
         if (question.question_id, sample) in there:
             raise EmprobeError(
                 f"{where}: question {question.question_id!r}, sample {sample}, is already in {there[question.question_id, sample]}. "
                 "Give each answer its own `sample`, or leave it out and they are counted."
             )
         there[question.question_id, sample] = place
+        counts[question.question_id] += 1
         made.append(question if response is None else question.answered(response, sample=sample))
     if not made:
         raise EmprobeError(f"{path} holds no conversations. Give at least one, such as {{'prompt': 'Hello?', 'response': 'Good day.'}}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Engine:
     Attributes:
         token_budget: Padded tokens per batch; halved when a device runs out of memory, and then it stays halved.
         share_prefix: Whether rows that open alike compute their opening once.
+        switch: Rows of more tokens than this are computed apart from the others, and share no opening; see `Lengths`.
     """
 
     checkpoints: Sequence[Checkpoint]
@@ -53,6 +55,7 @@ class Engine:
     share_prefix: bool
     padding: Padding
     speed: Speed
+    switch: int = sys.maxsize
 
     def run(self, rows: Sequence[Row]) -> list[dict[Site, Gathered]]:
         """What each checkpoint held at each site, in the order of the rows."""
@@ -61,20 +64,20 @@ class Engine:
             {site: Gathered.empty(len(rows), n_rules, len(self.layers), c.d_model) for site in self.sites} for c in self.checkpoints
         ]
         share = self.share_prefix and self.backend.shares_prefix and self.padding == "right"
-        for group in group_rows(rows, share_prefix=share):
+        for group in group_rows(rows, self.switch if share else 0):
             self._run_group(group, rows, gathered)
         return gathered
 
     def _run_group(self, group: Group, rows: Sequence[Row], gathered: list[dict[Site, Gathered]]) -> None:
         past, done = None, 0
         if group.prefix:
-            past = self._forward(prefix_batch(group, rows), gathered, self.backend.run_prefix)
+            past = self._prefix(prefix_batch(group, rows), gathered)
             done = len(group.prefix) if past is not None else 0
             self.speed.step(0, done)
         waiting = self._planned(group.rows, rows, done)
         while waiting:
             chosen = waiting[0]
-            batch = row_batch(chosen, rows, done, self._pad_id, self.padding)
+            batch = row_batch(chosen, rows, done, self.padding)
             try:
                 self._forward(batch, gathered, lambda b, reads: self.backend.run(b, reads, past))
             except (RuntimeError, MemoryError) as error:
@@ -84,11 +87,24 @@ class Engine:
             waiting.pop(0)
             self.speed.step(len(chosen), int(batch.mask.sum()))
 
+    def _prefix(self, batch: Batch, gathered: list[dict[Site, Gathered]]) -> Any:
+        """A shared opening, kept for the rows; None where it cannot be kept, or does not fit in memory: then each row has its own."""
+        try:
+            return self._forward(batch, gathered, self.backend.run_prefix)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        return None
+
     def _planned(self, chosen: Sequence[int], rows: Sequence[Row], done: int) -> list[list[int]]:
         """Batches of these rows, longest first; the order and the budget decide, so that the same rows make the same batches."""
-        ordered = sorted(chosen)
-        plans = plan_batches([len(rows[r].ids) - done for r in ordered], self.token_budget)
-        return [[ordered[i] for i in plan] for plan in plans]
+        plans = []
+        for long in (True, False):
+            ordered = [r for r in sorted(chosen) if (len(rows[r].ids) > self.switch) == long]
+            batches = plan_batches([len(rows[r].ids) - done for r in ordered], self.token_budget)
+            plans += [[ordered[i] for i in batch] for batch in batches]
+        return plans
 
     def _forward(self, batch: Batch, gathered: list[dict[Site, Gathered]], run: Callable[[Batch, Sequence[Reading]], Any]) -> Any:
         """One batch through every checkpoint; what was read counts only once all of it has gone well."""
@@ -100,14 +116,9 @@ class Engine:
                     at_site.add(reading, site, self.layers)
         return result
 
-    @property
-    def _pad_id(self) -> int:
-        return int(self.checkpoints[0].tokenizer.pad_token_id or 0)
-
     def _make_room(self, error: Exception, batch: Batch) -> None:
         """After running out of memory: half the budget, or the end if a single row does not fit; other errors go on their way."""
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
-        if not full:
+        if not _out_of_memory(error):
             raise error
         if len(batch.ids) == 1:
             raise EmprobeError(
@@ -115,5 +126,8 @@ class Engine:
                 "shorten the row, load the model in a smaller dtype, or spread it over devices with device_map='auto'."
             ) from error
         self.token_budget = max(1, min(self.token_budget, batch.ids.numel()) // 2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from emprobe.capture.engine import Engine
 from emprobe.capture.request import Chunk, Records, Request
-from emprobe.capture.store import FORMAT, MANIFEST, ActivationStore, check_shard, read_manifest
+from emprobe.capture.store import FORMAT, ActivationStore, check_shard, read_manifest, write_manifest
 from emprobe.capture.tokens import token_hash
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.files import content_hash, file_hash, locked_folder, save_tensors, write_json
+from emprobe.files import content_hash, file_hash, locked_folder, save_tensors
 from emprobe.types import Conversation
 
 STATISTICS = "statistics.safetensors"
@@ -30,8 +31,10 @@ def fill_store(request: Request, conversations: Iterable[Conversation], folder: 
     """
     if shard_rows < 1:
         raise EmprobeError(f"A store was asked for with shard_rows={shard_rows}. Give at least 1.")
-    with locked_folder(folder):
-        engine = request.engine(len(conversations) if isinstance(conversations, list | tuple) else None)
+    with ExitStack() as stack:
+        with _writing(folder):
+            stack.enter_context(locked_folder(folder))
+        engine = request.engine(conversations)
         manifest = _claimed(request, folder, shard_rows)
         with engine.speed.bar:
             given = 0
@@ -42,9 +45,23 @@ def fill_store(request: Request, conversations: Iterable[Conversation], folder: 
                 f"{folder} holds {len(manifest['shards'])} shards, and the conversations given fill only {given}. "
                 "Give the same conversations, or another folder."
             )
-        if not manifest["complete"]:
+        if manifest["complete"] and (folder / STATISTICS).is_file():
+            check_shard(folder, manifest["statistics"])
+        else:
             _finish(folder, manifest)
     return ActivationStore.open(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in one sentence why a folder cannot be written; what is there already is whole, since files take their place all at once."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise EmprobeError(
+            f"The store {folder} could not be written: {error}. The shards that are there stay. Make room, or give a folder that can be "
+            "written, and run the same capture again."
+        ) from error
 
 
 def _claimed(request: Request, folder: Path, shard_rows: int) -> dict[str, Any]:
@@ -75,34 +92,40 @@ def _claimed(request: Request, folder: Path, shard_rows: int) -> dict[str, Any]:
 
 
 def _fill_shard(request: Request, engine: Engine, chunk: Chunk, folder: Path, manifest: dict[str, Any], index: int) -> None:
-    conversations, encoded, rules = chunk
-    spans = [[name, [s if isinstance(s, str) else list(s) for s in asked]] for name, asked in rules.items() if not isinstance(asked, str)]
-    content = content_hash([[c.key for c in conversations], [token_hash(e) for e in encoded], spans])
+    content = _content(chunk)
     there = manifest["shards"][index] if index < len(manifest["shards"]) else None
     if there is not None:
         if there["content"] != content:
             raise MismatchError(
-                f"Shard {there['file']} of {folder} holds other conversations or spans than those given for its {there['rows']} rows. "
-                "Give the same ones in the same order, or another folder."
+                f"Shard {there['file']} of {folder} holds other conversations than those given for its {there['rows']} rows, or other "
+                "tokens of them. Give the same ones in the same order, or another folder."
             )
         if (folder / there["file"]).is_file():
             check_shard(folder, there)
-            engine.speed.step(len(conversations), 0)
+            engine.speed.step(len(chunk.conversations), 0)
             return
     file = f"shard-{index:05d}.safetensors"
     records = request.run(engine, chunk)
-    _write_shard(request, records, folder / file)
-    notes = Counter(note for row in encoded for note in row.notes)
+    with _writing(folder):
+        _write_shard(request, records, folder / file)
+    notes = Counter(note for row in chunk.encoded for note in row.notes)
     entry = {
         "file": file,
         "sha256": file_hash(folder / file),
-        "rows": len(conversations),
+        "rows": len(chunk.conversations),
         "n_tokens": next(iter(records.values()))[0].n_tokens,
         "content": content,
         "notes": dict(notes),
     }
     manifest["shards"][index : index + 1] = [entry]
-    write_json(folder / MANIFEST, manifest)
+    with _writing(folder):
+        write_manifest(folder, manifest)
+
+
+def _content(chunk: Chunk) -> str:
+    """Names what a shard's rows are: whose, of which tokens, and which of these are read."""
+    read = [[[row.start, row.stop] if isinstance(row, range) else list(row) for row in rule] for rule in chunk.read]
+    return content_hash([[c.key for c in chunk.conversations], [token_hash(e) for e in chunk.encoded], read])
 
 
 def _write_shard(request: Request, records: Records, path: Path) -> None:
@@ -129,8 +152,11 @@ def _finish(folder: Path, manifest: dict[str, Any]) -> None:
         n_tokens += shard["n_tokens"]
         n_rows += shard["rows"]
         notes.update(shard["notes"])
-    save_tensors(folder / STATISTICS, {n: t / max(n_tokens, 1) for n, t in merged.items()}, {"record": "token statistics of Activations"})
+    means = {name: total / max(n_tokens, 1) for name, total in merged.items()}
+    with _writing(folder):
+        save_tensors(folder / STATISTICS, means, {"record": "token statistics of Activations"})
     manifest["statistics"] = {"file": STATISTICS, "sha256": file_hash(folder / STATISTICS), "n_tokens": n_tokens}
     manifest["notes"] = [f"{note} ({count} of {n_rows} rows)" for note, count in notes.most_common()]
     manifest["complete"] = True
-    write_json(folder / MANIFEST, manifest)
+    with _writing(folder):
+        write_manifest(folder, manifest)

@@ -59,19 +59,21 @@ class Batch:
         return int(self.counted.sum())
 
 
-def group_rows(rows: Sequence[Row], *, share_prefix: bool) -> list[Group]:
+def group_rows(rows: Sequence[Row], longest: int) -> list[Group]:
     """Rows by the opening they share (a system prompt), at least `MIN_SHARED_TOKENS` long and in `MIN_SHARED_ROWS` rows.
 
+    Rows of more than `longest` tokens share nothing.
+
     >>> alike = [Row((*range(40), end), ((39,),)) for end in (90, 91, 92, 93)]
-    >>> [(len(g.prefix), g.rows) for g in group_rows([*alike, Row((7,), ((0,),))], share_prefix=True)]
+    >>> [(len(g.prefix), g.rows) for g in group_rows([*alike, Row((7,), ((0,),))], longest=50)]
     [(40, (0, 1, 2, 3)), (0, (4,))]
     """
     openings: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        openings.setdefault(row.ids[:MIN_SHARED_TOKENS] if share_prefix else (), []).append(index)
+        openings.setdefault(row.ids[:MIN_SHARED_TOKENS] if len(row.ids) <= longest else (), []).append(index)
     groups, single = [], []
-    for members in openings.values():
-        prefix = _common([rows[m].ids for m in members]) if share_prefix and len(members) >= MIN_SHARED_ROWS else ()
+    for opening, members in openings.items():
+        prefix = _common([rows[m].ids for m in members]) if opening and len(members) >= MIN_SHARED_ROWS else ()
         if len(prefix) >= MIN_SHARED_TOKENS:
             groups.append(Group(prefix, tuple(members)))
         else:
@@ -98,9 +100,12 @@ def prefix_batch(group: Group, rows: Sequence[Row]) -> Batch:
     return Batch(group.rows, ids, torch.ones_like(ids), weights.flatten(0, 1)[None], counted, 0, "right")
 
 
-def row_batch(chosen: Sequence[int], rows: Sequence[Row], past: int, pad_id: int, padding: Padding) -> Batch:
-    """Rows padded to one length, without the `past` tokens that were computed already."""
-    ids, mask = pad([rows[r].ids[past:] for r in chosen], pad_id, padding)
+def row_batch(chosen: Sequence[int], rows: Sequence[Row], past: int, padding: Padding) -> Batch:
+    """Rows padded to one length, without the `past` tokens that were computed already.
+
+    Padding is token 0, which every model has: a tokenizer's own padding token may lie beyond the embedding, and nothing sees it.
+    """
+    ids, mask = pad([rows[r].ids[past:] for r in chosen], 0, padding)
     weights = torch.zeros(len(chosen), len(rows[chosen[0]].read), ids.shape[1], dtype=torch.float64)
     _weigh(weights, [rows[r] for r in chosen], past)
     counted = mask.double()

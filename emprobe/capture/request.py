@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,14 +20,25 @@ from emprobe.errors import EmprobeError
 from emprobe.models.chat import Encoded, summarise_notes
 from emprobe.models.load import Checkpoint
 from emprobe.models.pair import CheckpointPair
-from emprobe.models.positions import RULES, Positions, name_of, resolve_positions
+from emprobe.models.positions import RULES, Positions, check_rule, name_of, resolve_positions
+from emprobe.models.reach import lengths_of, sees_later_tokens
 from emprobe.models.sites import READABLE_SITES, check_layers, check_site
+from emprobe.models.spans import plain_spans
 from emprobe.types import Conversation, Site
 
 CPU_BUDGET, GPU_BUDGET = 512, 16384
 """Padded tokens per batch where none is named: more only spoils a CPU's caches and pads more, and less leaves a GPU idle."""
 
-Chunk = tuple[Sequence[Conversation], list[Encoded], dict[str, Positions]]
+
+@dataclass(frozen=True)
+class Chunk:
+    """Conversations that are captured together, their tokens, and for each rule the tokens that it reads in each."""
+
+    conversations: Sequence[Conversation]
+    encoded: Sequence[Encoded]
+    read: Sequence[Sequence[Sequence[int]]]
+
+
 Records = dict[tuple[Site, str], list[Activations]]
 """For each site and position rule one record per checkpoint."""
 
@@ -59,38 +71,67 @@ class Request:
             return {"base": self.source.base, "tuned": self.source.tuned}
         return {"model": self.source}
 
-    def engine(self, n_rows: int | None) -> Engine:
+    def engine(self, conversations: Iterable[Conversation]) -> Engine:
         """An engine for this request, with its progress bar; refuses what the backend cannot do."""
+        if isinstance(conversations, Conversation):
+            raise EmprobeError("capture was given one Conversation. Give a list of them: [conversation].")
+        n_rows = len(conversations) if isinstance(conversations, Sized) else None
         checkpoints = tuple(self.roles.values())
         backend = backend_of(self.backend, checkpoints, self.sites, self.layers, remote=self.remote)
         bar = tqdm(total=n_rows, desc=f"capture {' '.join(self.sites)}", unit="row", disable=not self.progress, leave=False)
-        return Engine(checkpoints, backend, self.sites, self.layers, self.token_budget, self.share_prefix, self.padding, Speed(bar))
+        if self.padding == "right" and not self.remote:
+            self._check_causal()
+        switch = min((s for c in checkpoints if (s := lengths_of(c.hf).switch)), default=sys.maxsize)
+        return Engine(checkpoints, backend, self.sites, self.layers, self.token_budget, self.share_prefix, self.padding, Speed(bar), switch)
+
+    def _check_causal(self) -> None:
+        for checkpoint in self.roles.values():
+            if sees_later_tokens(checkpoint.hf):
+                raise EmprobeError(
+                    f"In {checkpoint.name!r} ({type(checkpoint.hf).__name__}) tokens see later ones (bidirectional attention), so padding "
+                    "on the right would change what is read. Give padding='left', which it is told to ignore."
+                )
 
     def chunks(self, conversations: Iterable[Conversation], size: int | None) -> Iterator[Chunk]:
-        """The conversations in parts of `size` rows (all at once if None), encoded, each with its share of explicit spans."""
+        """The conversations in parts of `size` rows (all at once if None), encoded, with the tokens that are read."""
+        if isinstance(conversations, Sized):
+            self._check_spans(len(conversations))
         source, start = iter(conversations), 0
         while part := list(islice(source, size)):
-            rules = {name: asked if isinstance(asked, str) else asked[start : start + len(part)] for name, asked in self.rules.items()}
-            yield part, encode_for(self.source, part), rules
+            yield self._chunk(part, start)
             start += len(part)
         if start == 0:
             raise EmprobeError("capture was given no conversations. Give at least one.")
+        self._check_spans(start)
+
+    def _check_spans(self, n_rows: int) -> None:
         for name, asked in self.rules.items():
-            if not isinstance(asked, str) and len(asked) != start:
-                raise EmprobeError(f"Positions {name!r} are {len(asked)} spans for {start} conversations. Give one span for each.")
+            if not isinstance(asked, str) and len(asked) != n_rows:
+                raise EmprobeError(f"Positions {name!r} are {len(asked)} spans for {n_rows} conversations. Give one span for each.")
+
+    def _chunk(self, part: list[Conversation], start: int) -> Chunk:
+        """One part, whose first row is the row `start` of all."""
+        for row, given in enumerate(part, start):
+            if not isinstance(given, Conversation):
+                raise EmprobeError(
+                    f"capture reads conversations, and row {row} is a {type(given).__name__}. Use Conversation.ask(id, text)."
+                )
+        encoded = encode_for(self.source, part)
+        for checkpoint in self.roles.values():
+            _check_rows(checkpoint, part, encoded)
+        tokenizer = next(iter(self.roles.values())).tokenizer
+        rules = (asked if isinstance(asked, str) else asked[start : start + len(part)] for asked in self.rules.values())
+        return Chunk(part, encoded, [resolve_positions(rule, tokenizer, part, encoded) for rule in rules])
 
     def run(self, engine: Engine, chunk: Chunk) -> Records:
         """Capture one chunk."""
-        conversations, encoded, rules = chunk
-        tokenizer = next(iter(self.roles.values())).tokenizer
-        read = [resolve_positions(asked, tokenizer, conversations, encoded) for asked in rules.values()]
-        rows = [Row(e.ids, tuple(r[i] for r in read)) for i, e in enumerate(encoded)]
+        rows = [Row(e.ids, tuple(rule[i] for rule in chunk.read)) for i, e in enumerate(chunk.encoded)]
         gathered = engine.run(rows)
         shared = {
             "layers": self.layers,
-            "keys": tuple(c.key for c in conversations),
-            "tokens": tuple(token_hash(e) for e in encoded),
-            "notes": summarise_notes(encoded),
+            "keys": tuple(c.key for c in chunk.conversations),
+            "tokens": tuple(token_hash(e) for e in chunk.encoded),
+            "notes": summarise_notes(chunk.encoded),
         }
         return {
             (site, rule): [
@@ -98,7 +139,7 @@ class Request:
                 for checkpoint, found in zip(self.roles.values(), gathered, strict=True)
             ]
             for site in self.sites
-            for k, rule in enumerate(rules)
+            for k, rule in enumerate(self.rules)
         }
 
     def answer(self, records: Records) -> Any:
@@ -143,8 +184,10 @@ def request(
     progress: bool = True,
 ) -> Request:
     """Check what can be checked without rows."""
+    if not isinstance(source, Checkpoint | CheckpointPair):
+        raise EmprobeError(f"capture was given a {type(source).__name__}. Give what load_model or load_pair returns.")
     first = source.base if isinstance(source, CheckpointPair) else source
-    sites = (site,) if isinstance(site, str) else tuple(dict.fromkeys(site))
+    sites = tuple(dict.fromkeys(site)) if isinstance(site, list | tuple) else (site,)
     if not sites:
         raise EmprobeError(f"capture was asked for no site. Give one or several of: {', '.join(READABLE_SITES)}.")
     if token_budget is not None and token_budget < 1:
@@ -157,7 +200,7 @@ def request(
         sites=tuple(check_site(s, READABLE_SITES) for s in sites),
         rules=rules,
         layers=check_layers(layers, first.n_layers, "capture"),
-        several=(not isinstance(site, str), several),
+        several=(isinstance(site, list | tuple), several),
         backend=backend,
         remote=remote,
         token_budget=token_budget or (CPU_BUDGET if first.device.type == "cpu" else GPU_BUDGET),
@@ -167,16 +210,35 @@ def request(
     )
 
 
+def _check_rows(checkpoint: Checkpoint, conversations: Sequence[Conversation], encoded: Sequence[Encoded]) -> None:
+    """Refuse rows that the model has no embeddings or positions for, which would end in an error deep inside it."""
+    known, lengths = len(checkpoint.hf.get_input_embeddings().weight), lengths_of(checkpoint.hf)
+    for conversation, row in zip(conversations, encoded, strict=True):
+        if max(row.ids, default=0) >= known:
+            raise EmprobeError(
+                f"Question {conversation.question_id!r} has token {max(row.ids)}, and {checkpoint.name!r} has embeddings for {known}. "
+                "Give the tokenizer that belongs to these weights."
+            )
+        if lengths.longest is not None and len(row.ids) > lengths.longest:
+            raise EmprobeError(
+                f"Question {conversation.question_id!r} has {len(row.ids)} tokens, and {checkpoint.name!r} can read {lengths.longest}: "
+                f"{lengths.why}. Shorten it or leave it out."
+            )
+
+
 def _rules(positions: Positions | Mapping[str, Positions]) -> tuple[dict[str, Positions], bool]:
     """Named rules, and whether several were asked for: a mapping, or a list of names of rules (a list of spans is one rule)."""
     if isinstance(positions, Mapping):
-        for asked in positions.values():
+        rules: dict[str, Positions] = {name: asked if isinstance(asked, str) else plain_spans(asked) for name, asked in positions.items()}
+        for asked in rules.values():
             name_of(asked)
-        rules = dict(positions)
-    elif not isinstance(positions, str) and positions and all(isinstance(p, str) and p in RULES for p in positions):
-        rules = {str(p): str(p) for p in positions}
-    else:
+    elif isinstance(positions, str):
         return {name_of(positions): positions}, False
+    else:
+        spans = plain_spans(positions)
+        if not any(span in RULES for span in spans):
+            return {name_of(spans): spans}, False
+        rules = {check_rule(str(rule)): str(rule) for rule in spans}
     if not rules:
         raise EmprobeError(f"capture was asked for no positions. Give one or several of: {', '.join(RULES)}.")
     return rules, True

@@ -104,8 +104,7 @@ def capture(
     asked = request(source, **options)
     if store is not None:
         return fill_store(asked, conversations, Path(store).expanduser(), shard_rows)
-    rows = list(conversations)
-    engine = asked.engine(len(rows))
+    engine = asked.engine(conversations)
     with engine.speed.bar:
-        (chunk,) = asked.chunks(rows, None)
+        (chunk,) = asked.chunks(conversations, None)
         return asked.answer(asked.run(engine, chunk))

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from emprobe.activations import Activations, PairActivations
 from emprobe.errors import EmprobeError
-from emprobe.files import file_hash, read_json
+from emprobe.files import content_hash, file_hash, read_json, write_json
 from emprobe.models.sites import check_layers
 from emprobe.types import Site
 
@@ -103,6 +103,10 @@ class ActivationStore:
         """
         place = (_only("site", self.sites, site), _only("positions", self.rules, positions))
         wanted = self._columns(layers)
+        if not isinstance(rows, slice | None):
+            raise EmprobeError(
+                f"Rows {rows!r} were asked of a store, which reads slices. Use slice(start, stop), and `select` for some of them."
+            )
         chosen = range(len(self))[rows or slice(None)]
         if len(chosen) == 0 or chosen.step < 1:
             raise EmprobeError(f"Rows {rows} were asked of a store of {len(self)} rows, which are none of them in their order.")
@@ -168,7 +172,18 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise EmprobeError(f"{folder / MANIFEST} is no manifest of activations that this version of emprobe reads ({FORMAT!r}).")
+    seal = manifest.pop("seal", None)
+    if seal != content_hash(manifest):
+        raise EmprobeError(
+            f"{folder / MANIFEST} is not what was written there: its entries and its seal disagree. Put it back as it was, or capture into "
+            "a new folder."
+        )
     return manifest
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest with a hash of itself, so that one that was edited is not read."""
+    write_json(folder / MANIFEST, {**manifest, "seal": content_hash(manifest)})
 
 
 def check_shard(folder: Path, entry: Mapping[str, Any]) -> None:

@@ -58,7 +58,9 @@ class GroupMoments:
         for what, asked, there in wanted:
             if asked not in there and not (asked is None and len(there) == 1):
                 raise EmprobeError(f"Moments of {what} {asked!r} were asked for, and there are {', '.join(map(str, there))}.")
-        return self.parts[role or roles[0], group or self.groups[0]][self.layers.index(layer)]
+        # A label may be empty, so that `group or ...` would take another group for it.
+        place = roles[0] if role is None else role, self.groups[0] if group is None else group
+        return self.parts[place][self.layers.index(layer)]
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file."""
@@ -123,14 +125,16 @@ def capture_moments(
     """
     if chunk_rows < 1:
         raise EmprobeError(f"Moments were asked for with chunk_rows={chunk_rows}. Give at least 1.")
+    if not isinstance(kind, int) and kind not in ("variance", "covariance"):
+        raise EmprobeError(f"Moments of kind {kind!r} were asked for. Use 'variance', 'covariance', or a rank (a number).")
     asked = request(source, **options)
     if asked.several != (False, False):
         raise EmprobeError("Moments are captured at one site and one position rule at a time. Call once for each.")
     parts: dict[tuple[str, str], tuple[AnyMoments, ...]] = {}
-    engine = asked.engine(len(conversations) if isinstance(conversations, list | tuple) else None)
+    engine = asked.engine(conversations)
     with engine.speed.bar:
         for chunk in asked.chunks(conversations, chunk_rows):
-            groups = [_group(c, by) for c in chunk[0]]
+            groups = [_group(c, by) for c in chunk.conversations]
             for key, made in _chunk_moments(asked, asked.run(engine, chunk), groups, kind).items():
                 parts[key] = tuple(_merged(*two) for two in zip(parts[key], made, strict=True)) if key in parts else made
     return GroupMoments(
@@ -175,6 +179,4 @@ def _merged(left: Any, right: Any) -> AnyMoments:
 def _moments(rows: np.ndarray[Any, Any], kind: Kind) -> AnyMoments:
     if isinstance(kind, int):
         return LowRankMoments.from_rows(rows, rank=kind)
-    if kind not in ("variance", "covariance"):
-        raise EmprobeError(f"Moments of kind {kind!r} were asked for. Use 'variance', 'covariance', or a rank (a number).")
     return Moments.from_rows(rows, full=kind == "covariance")

@@ -82,7 +82,7 @@ def parts_of(model: Any) -> tuple[Parts, ...]:
 def _probe(model: Any) -> tuple[Parts, ...]:
     decoder = decoder_of(model)
     found: list[Parts] = []
-    with _unhooked(decoder), ExitStack() as stack, torch.no_grad():
+    with unhooked(decoder), ExitStack() as stack, torch.no_grad():
         for block in blocks_of(model):
             _watch(block, stack, found)
         try:
@@ -96,7 +96,7 @@ def _probe(model: Any) -> tuple[Parts, ...]:
 
 
 @contextmanager
-def _unhooked(decoder: nn.Module) -> Iterator[None]:
+def unhooked(decoder: nn.Module) -> Iterator[None]:
     """Put everybody's hooks aside for a moment: an intervention under way must neither spoil the proof nor count its tokens."""
     kept = [(module, module._forward_hooks, module._forward_pre_hooks) for module in decoder.modules()]
     try:

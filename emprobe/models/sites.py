@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from emprobe.errors import EmprobeError
 from emprobe.models.blocks import blocks_of, decoder_of, hidden_of, input_of, with_hidden
 from emprobe.models.proof import ATTENTION_NAMES, MLP_NAMES, Parts, parts_of
+from emprobe.models.whole import whole
 from emprobe.types import Site
 
 __all__ = [
@@ -146,7 +147,10 @@ def check_layers(layers: Any, n_layers: int, asked_by: str) -> tuple[int, ...]:
         if layers != "all":
             raise EmprobeError(f"{asked_by} was given layers={layers!r}. Use 'all', a block number, or a list of block numbers.")
         return tuple(range(n_layers))
-    chosen = (layers,) if isinstance(layers, int) else tuple(int(layer) for layer in layers)
+    try:
+        chosen = tuple(map(whole, layers if isinstance(layers, Iterable) else (layers,)))
+    except TypeError:
+        raise EmprobeError(f"{asked_by} was given layers={layers!r}. Use 'all', a block number, or a list of block numbers.") from None
     bad = [layer for layer in chosen if not 0 <= layer < n_layers]
     if bad or not chosen:
         raise EmprobeError(

@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from emprobe.errors import EmprobeError
 from emprobe.models.chat import Encoded, tokenise, tokens_of
 from emprobe.models.rendering import Renderer
+from emprobe.models.whole import whole
 from emprobe.types import Conversation
 
 SpanOrText = tuple[int | None, int | None] | str
+
+
+def plain_spans(spans: Any) -> list[SpanOrText]:
+    """The spans with Python's own numbers in them, whatever they were given as.
+
+    Raises:
+        EmprobeError: If they are not one `(start, stop)` or text for each conversation.
+
+    Example:
+        >>> plain_spans([[0, 2], (-1, None), "beans"])
+        [(0, 2), (-1, None), 'beans']
+    """
+    if not isinstance(spans, Iterable):
+        raise EmprobeError(f"Positions {spans!r} are neither a rule nor a list of rules, nor a list of spans, one for each conversation.")
+    return [_plain(span, row) for row, span in enumerate(spans)]
+
+
+def _plain(span: Any, row: int) -> SpanOrText:
+    if isinstance(span, str):
+        return span
+    try:
+        start, stop = (None if end is None else whole(end) for end in span)
+    except (TypeError, ValueError):
+        raise EmprobeError(f"The span {span!r} of row {row} is neither (start, stop) in tokens nor a text. Give one of the two.") from None
+    return start, stop
 
 
 def resolve_spans(
@@ -26,7 +53,7 @@ def resolve_spans(
     check_count(spans, conversations)
     renderer = Renderer(tokenizer)
     chosen: list[Sequence[int]] = []
-    for span, conversation, row in zip(spans, conversations, encoded, strict=True):
+    for span, conversation, row in zip(plain_spans(spans), conversations, encoded, strict=True):
         name = f"question {conversation.question_id!r}"
         if isinstance(span, str):
             chosen.append(_of_text(span, tokenizer, renderer.render(conversation).text, name))
@@ -46,11 +73,6 @@ def check_count(spans: Sequence[SpanOrText], conversations: Sequence[Conversatio
 
 
 def _of_indices(span: tuple[int | None, int | None], length: int, name: str) -> range:
-    fits = (
-        isinstance(span, Sequence) and len(span) == 2 and all(i is None or (isinstance(i, int) and not isinstance(i, bool)) for i in span)
-    )
-    if not fits:
-        raise EmprobeError(f"The span {span!r} of {name} is neither (start, stop) in tokens nor a text. Give one of the two.")
     start, stop = (end if i is None else i + length * (i < 0) for i, end in zip(span, (0, length), strict=True))
     if not 0 <= start < stop <= length:
         raise EmprobeError(

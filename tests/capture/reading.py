@@ -38,7 +38,7 @@ def rows(lengths: Sequence[int] = LENGTHS) -> list[Row]:
 
 
 def batch_of(padding: Padding = "right", lengths: Sequence[int] = LENGTHS) -> Batch:
-    return row_batch(range(len(lengths)), rows(lengths), 0, 0, padding)
+    return row_batch(range(len(lengths)), rows(lengths), 0, padding)
 
 
 def sites_of(checkpoint: Checkpoint) -> list[Site]:

@@ -59,7 +59,7 @@ def test_a_batch_is_its_rows_run_one_by_one(llama: Checkpoints, other: str) -> N
     reading = Reading(batch_of())
     backend.run(reading.batch, [reading])
     for i, row in enumerate(rows()):
-        alone = Reading(row_batch([0], [row], 0, 0, "right"))
+        alone = Reading(row_batch([0], [row], 0, "right"))
         backend.run(alone.batch, [alone])
         for place, (pooled, _, _) in alone.found.items():
             torch.testing.assert_close(reading.found[place][0][i], pooled[0], rtol=1e-4, atol=1e-5)

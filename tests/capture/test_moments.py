@@ -82,6 +82,12 @@ def test_a_sketch_understates_by_at_most_what_it_says(seed: int, rank: int, n: i
     np.testing.assert_allclose(made.mean, x.mean(axis=0), atol=1e-12)
 
 
+def test_a_group_may_have_an_empty_name(llama: Checkpoints) -> None:
+    made = capture_moments(load_model(llama.base), ROWS, by=lambda c: "" if c.labels["domain"] == "garden" else "house", progress=False)
+    counts = {group: made.at(0, group=group).n for group in made.groups}
+    assert counts == {name: sum(r.labels["domain"] == domain for r in ROWS) for name, domain in (("", "garden"), ("house", "house"))}
+
+
 def test_what_cannot_be_is_refused(llama: Checkpoints) -> None:
     checkpoint = load_model(llama.base)
     with pytest.raises(EmprobeError, match="label 'topic'.*'q0' has the labels: domain"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -212,11 +213,45 @@ def test_different_tokenizers_show_the_first_row_that_differs(llama: Checkpoints
         ({"padding": "both"}, "padding='both'"),
         ({"token_budget": 0}, "token_budget=0"),
         ({"site": ["resid_post", "residual"]}, "Site 'residual' is no site"),
+        ({"site": None}, "Site None is no site"),
+        ({"layers": [0, 1.7]}, r"layers=\[0, 1.7\]. Use 'all', a block number, or a list"),
+        ({"layers": True}, "layers=True. Use 'all'"),
+        ({"layers": ["1"]}, "layers=.*Use 'all'"),
+        ({"positions": ["response_mean", "last"]}, "Position rule 'last' does not exist"),
+        ({"positions": None}, "Positions None are neither a rule nor a list of rules"),
+        ({"positions": (2, 5)}, "The span 2 of row 0 is neither"),
+        ({"positions": [(0, 2)] * 9}, "are 9 spans for 7 conversations"),
     ],
 )
 def test_bad_wishes_are_refused(llama: Checkpoints, options: dict[str, Any], message: str) -> None:
     with pytest.raises(EmprobeError, match=message):
         capture(load_model(llama.base), ROWS, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "rows", "message"),
+    [
+        ("checkpoint", ROWS[0], r"given one Conversation. Give a list"),
+        ("checkpoint", [ROWS[0], "plant beans"], "row 1 is a str. Use Conversation.ask"),
+        ("folder", ROWS, "given a PosixPath. Give what load_model or load_pair returns"),
+    ],
+)
+def test_what_is_no_conversation_or_checkpoint_is_refused(llama: Checkpoints, source: str, rows: Any, message: str) -> None:
+    given: Any = llama.base if source == "folder" else load_model(llama.base)
+    with pytest.raises(EmprobeError, match=message):
+        capture(given, rows, progress=False)
+
+
+def test_numbers_and_rows_of_any_kind(llama: Checkpoints) -> None:
+    checkpoint = load_model(llama.base)
+    spans = [(1, 4)] * len(ROWS)
+    expected = capture(checkpoint, ROWS, layers=[0, 2], positions=spans, progress=False)
+    for layers in (np.array([0, 2]), torch.tensor([0, 2]), range(0, 3, 2)):
+        acts = capture(checkpoint, iter(ROWS), layers=layers, positions=np.array(spans), progress=False)  # type: ignore[call-overload]
+        assert acts.positions == expected.positions
+        assert torch.equal(acts.values, expected.values)
+    one: Any = np.int64(1)
+    assert capture(checkpoint, ROWS, layers=one, progress=False).layers == (1,)
 
 
 def test_notes_of_the_rendering_stay_with_the_record(qwen2_real_tokenizer_pair: Checkpoints, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -13,10 +14,10 @@ import pytest
 import torch
 
 from emprobe.activations import Activations, PairActivations
-from emprobe.capture import ActivationStore, capture
+from emprobe.capture import ActivationStore, capture, filling
 from emprobe.capture.backends import hooks
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.files import locked_folder
+from emprobe.files import locked_folder, save_tensors
 from emprobe.models import load_model, load_pair
 from emprobe.types import Conversation
 from tests.capture.test_capture import ROWS
@@ -165,6 +166,8 @@ def test_what_it_does_not_hold_is_refused(store: ActivationStore, tmp_path: Path
         store.read(site="resid_pre", positions="prompt_mean", layers=7)
     with pytest.raises(EmprobeError, match="of a store of 21 rows"):
         store.read(site="resid_pre", positions="prompt_mean", rows=slice(30, 40))
+    with pytest.raises(EmprobeError, match=r"Rows \[1, 2\] were asked of a store, which reads slices"):
+        store.read(site="resid_pre", positions="prompt_mean", rows=[1, 2])  # type: ignore[arg-type]
     with pytest.raises(EmprobeError, match="holds no activations"):
         ActivationStore.open(tmp_path)
 
@@ -175,6 +178,74 @@ def test_foreign_folders_and_second_writers_are_refused(llama: Checkpoints, tmp_
         again(llama, tmp_path)
     with locked_folder(tmp_path / "busy"), pytest.raises(EmprobeError, match="Another process is writing to"):
         again(llama, tmp_path / "busy")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"positions": {"a": "prompt_mean"}}, {"positions": {"a": "response_mean"}}),
+        ({"positions": {"a": [(0, 2)] * 7}}, {"positions": {"a": [(0, 3)] * 7}}),
+        ({"positions": "decision_token", "other": "grow"}, {"positions": "decision_token", "other": "plant beans or"}),
+    ],
+)
+def test_the_same_rows_read_at_other_tokens_are_another_capture(
+    llama: Checkpoints, tmp_path: Path, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    checkpoint = load_model(llama.base)
+
+    def grab(positions: Any, other: str = "") -> ActivationStore:
+        rows = [Conversation.ask(f"q{i}", "what now", other_response=other).answered("plant beans and peas") for i in range(7)]
+        return capture(checkpoint, rows, store=tmp_path / "s", positions=positions, progress=False)
+
+    assert len(grab(**first)) == len(grab(**first)) == 7
+    with pytest.raises(MismatchError, match="other tokens of them"):
+        grab(**second)
+
+
+def test_an_edited_manifest_is_refused(llama: Checkpoints, store: ActivationStore) -> None:
+    path = store.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["asked"]["layers"] = [1, 0, 2]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(EmprobeError, match=r"manifest\.json is not what was written there"):
+        ActivationStore.open(store.folder)
+    with pytest.raises(EmprobeError, match=r"manifest\.json is not what was written there"):
+        again(llama, store.folder)
+
+
+def test_lost_or_changed_statistics_are_told_and_made_anew(llama: Checkpoints, store: ActivationStore) -> None:
+    path = store.folder / "statistics.safetensors"
+    before = path.read_bytes()
+    path.write_bytes(before[:-1])
+    with pytest.raises(EmprobeError, match=r"statistics\.safetensors .* Delete that file"):
+        again(llama, store.folder)
+    path.unlink()
+    again(llama, store.folder)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_says_so_and_a_full_disk_loses_no_shard(
+    llama: Checkpoints, tmp_path: Path, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(EmprobeError, match=r"The store .*file could not be written: .*File exists"):
+        again(llama, tmp_path / "file")
+    written = []
+
+    def full(path: Path, *parts: Any) -> None:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        save_tensors(path, *parts)
+
+    monkeypatch.setattr(filling, "save_tensors", full)
+    with pytest.raises(EmprobeError, match="No space left on device. The shards that are there stay"):
+        again(llama, tmp_path / "other")
+    monkeypatch.undo()
+    assert len(json.loads((tmp_path / "other" / "manifest.json").read_text())["shards"]) == 2
+    again(llama, tmp_path / "other")
+    for file in store.folder.iterdir():
+        assert (tmp_path / "other" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_one_checkpoint_gives_plain_activations(llama: Checkpoints, tmp_path: Path) -> None:

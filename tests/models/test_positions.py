@@ -113,9 +113,9 @@ def test_a_text_reads_every_token_that_holds_a_part_of_it() -> None:
         ([(0, 1), (0, 999)], r"The span \(0, 999\) of question 'q2' does not fit its \d+ tokens"),
         ([(-999, None), (0, 1)], r"The span \(-999, None\) of question 'q1' does not fit"),
         ([(3, 3), (0, 1)], r"The span \(3, 3\) of question 'q1' does not fit"),
-        ([(0, 1.5), (0, 1)], r"The span \(0, 1.5\) of question 'q1' is neither"),
-        ([(0, 1), 7], "The span 7 of question 'q2' is neither"),
-        ([(0, 1, 2), (0, 1)], r"The span \(0, 1, 2\) of question 'q1' is neither"),
+        ([(0, 1.5), (0, 1)], r"The span \(0, 1.5\) of row 0 is neither"),
+        ([(0, 1), 7], "The span 7 of row 1 is neither"),
+        ([(0, 1, 2), (0, 1)], r"The span \(0, 1, 2\) of row 0 is neither"),
     ],
 )
 def test_a_span_that_does_not_fit_is_refused_by_row(spans: list[object], message: str) -> None:
