@@ -45,9 +45,9 @@ class Places(RunOptions, total=False):
 
 
 @overload
-def capture(source: CheckpointPair, conversations: Sequence[Conversation], **options: Unpack[OnePlace]) -> PairActivations: ...
+def capture(source: CheckpointPair, conversations: Iterable[Conversation], **options: Unpack[OnePlace]) -> PairActivations: ...
 @overload
-def capture(source: Checkpoint, conversations: Sequence[Conversation], **options: Unpack[OnePlace]) -> Activations: ...
+def capture(source: Checkpoint, conversations: Iterable[Conversation], **options: Unpack[OnePlace]) -> Activations: ...
 @overload
 def capture(
     source: Checkpoint | CheckpointPair,
@@ -58,9 +58,9 @@ def capture(
     **options: Unpack[Places],
 ) -> ActivationStore: ...
 @overload
-def capture(source: CheckpointPair, conversations: Sequence[Conversation], **options: Unpack[Places]) -> dict[Any, PairActivations]: ...
+def capture(source: CheckpointPair, conversations: Iterable[Conversation], **options: Unpack[Places]) -> dict[Any, PairActivations]: ...
 @overload
-def capture(source: Checkpoint, conversations: Sequence[Conversation], **options: Unpack[Places]) -> dict[Any, Activations]: ...
+def capture(source: Checkpoint, conversations: Iterable[Conversation], **options: Unpack[Places]) -> dict[Any, Activations]: ...
 
 
 def capture(
@@ -75,7 +75,7 @@ def capture(
 
     Args:
         source: One checkpoint, or a pair (then the same tokens go through both).
-        conversations: Questions, or answered conversations for rules that read the response. With `store`, any iterable.
+        conversations: Questions, or answered conversations for rules that read the response; read once, with `store` a shard at a time.
         store: A folder. Rows are written there in shards as they are made; the same call goes on where a killed one was.
         shard_rows: Rows per shard; as many are in memory at a time.
         options: What and how:
@@ -95,7 +95,8 @@ def capture(
 
     Raises:
         EmprobeError: No conversations; an unknown rule, site, layer or backend; a rule that needs a response where there is none; a
-            site that this model is not proved to have; a store whose shards were changed.
+            site that this model is not proved to have; a row longer than the model's positions; padding on the right where tokens see
+            later ones; a store whose shards were changed, or a folder that cannot be written.
         MismatchError: If the two tokenizers of a pair would read a row as different tokens, or the store holds another capture.
 
     Source:

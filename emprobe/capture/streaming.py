@@ -125,8 +125,8 @@ def capture_moments(
     """
     if chunk_rows < 1:
         raise EmprobeError(f"Moments were asked for with chunk_rows={chunk_rows}. Give at least 1.")
-    if not isinstance(kind, int) and kind not in ("variance", "covariance"):
-        raise EmprobeError(f"Moments of kind {kind!r} were asked for. Use 'variance', 'covariance', or a rank (a number).")
+    if kind not in ("variance", "covariance") and not (isinstance(kind, int) and kind >= 1):
+        raise EmprobeError(f"Moments of kind {kind!r} were asked for. Use 'variance', 'covariance', or a rank (a number from 1 on).")
     asked = request(source, **options)
     if asked.several != (False, False):
         raise EmprobeError("Moments are captured at one site and one position rule at a time. Call once for each.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,17 @@ def test_a_group_may_have_an_empty_name(llama: Checkpoints) -> None:
 
 def test_what_cannot_be_is_refused(llama: Checkpoints) -> None:
     checkpoint = load_model(llama.base)
+
+    def broken() -> Iterator[Conversation]:
+        raise AssertionError("the rows were read before the wish was checked")
+        yield
+
     with pytest.raises(EmprobeError, match="label 'topic'.*'q0' has the labels: domain"):
         capture_moments(checkpoint, ROWS, by="topic", progress=False)
     with pytest.raises(EmprobeError, match="kind 'full'"):
-        capture_moments(checkpoint, ROWS, kind="full", progress=False)  # type: ignore[arg-type]
+        capture_moments(checkpoint, broken(), kind="full", progress=False)  # type: ignore[arg-type]
+    with pytest.raises(EmprobeError, match="kind 0 were asked for"):
+        capture_moments(checkpoint, broken(), kind=0, progress=False)
     with pytest.raises(EmprobeError, match="no conversations"):
         capture_moments(checkpoint, [], progress=False)
     with pytest.raises(EmprobeError, match="one site and one position rule"):
