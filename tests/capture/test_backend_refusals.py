@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, HeliumConfig
 
 from emprobe.capture.backends import backend_of
 from emprobe.capture.backends.hooks import Hooks
-from emprobe.capture.backends.transformer_lens import HOOK_NAMES
 from emprobe.directions import Direction
 from emprobe.errors import EmprobeError, MissingExtraError
 from emprobe.interventions import Add, intervene
 from emprobe.models import Checkpoint, load_model
+from emprobe.models.bridge import HOOK_NAMES
 from emprobe.types import Site
 from tests.capture.reading import PACKAGES, Of, apart, batch_of, needs, read, weightless
 from tests.fixtures.models import Checkpoints

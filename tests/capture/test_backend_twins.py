@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from emprobe.capture.backends import backend_of
-from emprobe.capture.backends.twin import twin_of
 from emprobe.models import Checkpoint, load_model, load_pair
+from emprobe.models.twin import twin_of
 from tests.capture.reading import batch_of, both, read, sites_of
 from tests.fixtures.models import Checkpoints, write_adapter
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from emprobe.capture.backends import Read
-from emprobe.capture.backends.twin import inputs_of, twin_of, wrapped_twin
+from emprobe.capture.backends.inputs import inputs_of
 from emprobe.capture.plan import Batch
-from emprobe.errors import EmprobeError, MissingExtraError
 from emprobe.models.load import Checkpoint
 from emprobe.models.sites import decoder_of, hidden_of, input_of, taps_of
+from emprobe.models.traced import check_remote, import_nnsight, ndif_failure, remote_model, traced_decoder
 from emprobe.types import Site
 
 ORDER: tuple[Site, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -26,6 +22,9 @@ ORDER: tuple[Site, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "res
 Place = tuple[Site, int]
 Stop = tuple[Place, str, str]
 """A place, the path of the module that has it, and on which side (`input`, `output`)."""
+
+
+ASKED = "backend='nnsight'"
 
 
 class NNsight:
@@ -61,18 +60,10 @@ class NNsight:
         ordered = [site for site in ORDER if site in sites]
         if remote:
             for checkpoint in checkpoints:
-                _check_remote(checkpoint, ordered)
+                check_remote(checkpoint, ordered)
         self.stops = [_stops_of(checkpoint, ordered, sorted(layers), whole=remote) for checkpoint in checkpoints]
-        self.nnsight = _import()
-        if remote and not self.nnsight.CONFIG.API.APIKEY:
-            raise EmprobeError(
-                "remote=True was asked for, but nnsight knows no NDIF key. Call nnsight.login() once, or set the environment variable "
-                "NDIF_API_KEY before Python starts."
-            )
-        if remote:
-            self.wrapped = [_remote_model(self.nnsight, checkpoint) for checkpoint in checkpoints]
-        else:
-            self.wrapped = [wrapped_twin(c, "nnsight", partial(_local_model, self.nnsight)) for c in checkpoints]
+        self.nnsight = import_nnsight(ASKED)
+        self.wrapped = [remote_model(c, ASKED) if remote else traced_decoder(c, ASKED) for c in checkpoints]
 
     def run(self, batch: Batch, reads: Sequence[Read], past: Any = None) -> None:
         """One batch through every checkpoint."""
@@ -112,11 +103,7 @@ class NNsight:
                     seen.append((value[0] if isinstance(value, tuple) else value).detach().cpu())
                 tracer.stop()
         except Exception as error:
-            # Whatever fails there (queue, network, versions) comes back as some library's exception.
-            why = (str(error).strip() or repr(error)).splitlines()[0]
-            raise EmprobeError(
-                f"NDIF did not run {self.checkpoints[index].name!r}: {why} nnsight.ndif_status() lists the models that it serves."
-            ) from error
+            raise ndif_failure(self.checkpoints[index], error) from error
         for (place, _, _), hidden in zip(self.stops[index], seen, strict=True):
             read(*place, hidden)
 
@@ -130,57 +117,3 @@ def _stops_of(checkpoint: Checkpoint, sites: Sequence[Site], layers: Sequence[in
         for layer, tap in zip(layers, taps_of(checkpoint, site, layers), strict=True):
             found[site, layer] = ((site, layer), path_of[tap.module], tap.side)
     return [found[site, layer] for layer in layers for site in sites]
-
-
-def _import() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import nnsight
-    except ImportError as error:
-        raise MissingExtraError("nnsight", "nnsight", "backend='nnsight'") from error
-    return nnsight
-
-
-def _local_model(nnsight: Any, twin: Any) -> Any:
-    return nnsight.NNsight(decoder_of(twin))
-
-
-def _check_remote(checkpoint: Checkpoint, sites: Sequence[Site]) -> None:
-    """Refuse what NDIF cannot be asked for."""
-    if checkpoint.interventions:
-        raise EmprobeError(
-            f"An intervention is active on {checkpoint.name!r}, and NDIF would run it unsteered. Leave the intervene block first."
-        )
-    names = [_base_name(checkpoint), *([checkpoint.name] if checkpoint.adapter == "on" else [])]
-    for name in names:
-        if Path(name).expanduser().exists() or name.count("/") != 1:
-            raise EmprobeError(
-                f"remote=True was asked for {name!r}, which is no hub id (owner/name): NDIF runs one model, with at most one adapter, "
-                "as they lie on the hub. Give hub ids, or leave remote out."
-            )
-    inside = [site for site in sites if site not in ("resid_pre", "resid_post")]
-    if inside and any(parameter.is_meta for parameter in checkpoint.hf.parameters()):
-        raise EmprobeError(
-            f"Site {inside[0]!r} was asked of {checkpoint.name!r}, whose weights are not here (device 'meta'), so where its blocks have "
-            "that site cannot be proved. Use resid_pre or resid_post, or load the weights."
-        )
-
-
-def _base_name(checkpoint: Checkpoint) -> str:
-    return checkpoint.name if checkpoint.adapter == "none" else str(checkpoint.hf.name_or_path)
-
-
-def _remote_model(nnsight: Any, checkpoint: Checkpoint) -> Any:
-    """The model as NDIF knows it: the twin's modules give the paths, the hub id says which weights."""
-    with checkpoint.active() as model, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        twin = twin_of(model)
-        if checkpoint.adapter == "off":
-            from nnsight.modeling.peft import detach
-
-            detach(twin)  # NDIF's base has no modules of an adapter that is not on.
-        made = nnsight.TransformersModel(twin, tokenizer=copy.deepcopy(checkpoint.tokenizer), task="text-generation", device=model.device)
-    made.repo_id = _base_name(checkpoint)
-    made.peft = checkpoint.name if checkpoint.adapter == "on" else None
-    return made

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,26 +10,15 @@ from torch import Tensor
 
 from emprobe.capture.backends import Read
 from emprobe.capture.backends.hooks import Hooks
-from emprobe.capture.backends.twin import inputs_of, wrapped_twin
+from emprobe.capture.backends.inputs import inputs_of
 from emprobe.capture.plan import Batch
-from emprobe.errors import EmprobeError, MissingExtraError
+from emprobe.errors import EmprobeError
 from emprobe.models.blocks import probe_ids
+from emprobe.models.bridge import HOOK_NAMES, bridge_of, bridge_refusal, tolerance_of
 from emprobe.models.load import Checkpoint
 from emprobe.types import Site
 
-HOOK_NAMES: dict[Site, str] = {
-    "resid_pre": "hook_in",
-    "attn_out": "hook_attn_out",
-    "resid_mid": "hook_resid_mid",
-    "mlp_out": "hook_mlp_out",
-    "resid_post": "hook_out",
-}
-"""TransformerLens' names within `blocks.<layer>.`; its attn_out and mlp_out lie behind a norm of their own where the model has one."""
-
-# How far the bridge may be off from the model, as a share of the hidden state's norm. Its attention is the eager kernel, whose sums
-# run in another order; what it gets wrong (an adapter inside a fused matrix that it splits, another meaning of a site) is off by about 1.
-TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
-HALF_TOLERANCE = 5e-2
+ASKED = "backend='transformer_lens'"
 
 
 class TransformerLens:
@@ -63,8 +48,8 @@ class TransformerLens:
         self.devices = [checkpoint.device for checkpoint in checkpoints]
         # The sites must exist in the model itself, which says better than TransformerLens what is missing.
         own = [Hooks([checkpoint], sites, layers) for checkpoint in checkpoints]
-        bridge, self.stop = _import()
-        self.bridges = [wrapped_twin(c, "transformer_lens", partial(_boot, bridge, c)) for c in checkpoints]
+        made = [bridge_of(checkpoint, ASKED) for checkpoint in checkpoints]
+        self.bridges, self.stop = [bridge for bridge, _ in made], made[0][1]
         for index, checkpoint in enumerate(checkpoints):
             self._check(index, checkpoint, own[index])
 
@@ -108,55 +93,17 @@ class TransformerLens:
         try:
             self._forward(index, batch, lambda site, layer, hidden: found.__setitem__((site, layer), hidden.double()))
         except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
-            raise EmprobeError(_refusal(checkpoint, f"it stops: {str(error).strip().splitlines()[0]}")) from error
-        allowed = TOLERANCES.get(checkpoint.hf.dtype, HALF_TOLERANCE)
+            raise bridge_refusal(checkpoint, ASKED, f"it stops: {str(error).strip().splitlines()[0]}") from error
+        allowed = tolerance_of(checkpoint.hf.dtype)
         for (site, layer), hidden in wanted.items():
             off = float((found[site, layer] - hidden).norm() / hidden.norm())
             if not off <= allowed:
                 why = f"{site!r} at layer {layer} is off by {off:.2g} of its norm (allowed {allowed:.0e})"
                 adapter = ", as where an adapter lies in a fused matrix that it splits" if checkpoint.adapter == "on" else ""
-                raise EmprobeError(_refusal(checkpoint, why + adapter))
-
-
-def _refusal(checkpoint: Checkpoint, why: str) -> str:
-    return (
-        f"backend='transformer_lens' was asked for {checkpoint.name!r} ({type(checkpoint.hf).__name__}, adapter {checkpoint.adapter}), but "
-        f"TransformerLens does not compute what the model does: {why}. Use backend='hooks'."
-    )
+                raise bridge_refusal(checkpoint, ASKED, why + adapter)
 
 
 def _probe(checkpoint: Checkpoint) -> Batch:
     ids = probe_ids(checkpoint.hf)
     none = torch.zeros(ids.shape, dtype=torch.float64)
     return Batch((0,), ids, torch.ones_like(ids), none[None], none, past=0, padding="right")
-
-
-def _import() -> tuple[Any, type[Exception]]:
-    """`TransformerBridge` and the exception that ends its forwards, without what importing it does to transformers' log."""
-    log = logging.getLogger("transformers")
-    level = log.level
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from transformer_lens.model_bridge import TransformerBridge
-            from transformer_lens.model_bridge.exceptions import StopAtLayerException
-    except ImportError as error:
-        raise MissingExtraError("transformer-lens", "transformer-lens", "backend='transformer_lens'") from error
-    finally:
-        log.setLevel(level)
-    return TransformerBridge, StopAtLayerException
-
-
-def _boot(bridge: Any, checkpoint: Checkpoint, twin: Any) -> Any:
-    """A bridge round the twin, with a tokenizer of its own (it sets padding and special tokens on it)."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return bridge.boot_transformers(
-                checkpoint.name, hf_model=twin, tokenizer=copy.deepcopy(checkpoint.tokenizer), device=checkpoint.device, dtype=twin.dtype
-            )
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise EmprobeError(
-            f"backend='transformer_lens' was asked for {checkpoint.name!r}, but TransformerLens cannot bridge a "
-            f"{type(checkpoint.hf).__name__}: {str(error).strip().splitlines()[0]} Use backend='hooks'."
-        ) from error

@@ -14,10 +14,8 @@ from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
-from emprobe.capture.plan import Batch
 from emprobe.errors import EmprobeError
 from emprobe.models.load import Checkpoint
 
@@ -33,19 +31,25 @@ class _Wrapped:
 _wrapped: WeakKeyDictionary[nn.Module, dict[Hashable, _Wrapped]] = WeakKeyDictionary()
 
 
-def wrapped_twin(checkpoint: Checkpoint, backend: str, wrap: Callable[[Any], Any]) -> Any:
+def wrapped_twin(checkpoint: Checkpoint, kind: str, asked: str, wrap: Callable[[Any], Any]) -> Any:
     """What `wrap` makes of the checkpoint's twin, with its adapters in the checkpoint's state.
 
-    Made once per model, backend and state of its adapters, and anew if the model was given other tensors since. It goes when the model
+    Made once per model, kind and state of its adapters, and anew if the model was given other tensors since. It goes when the model
     goes.
+
+    Args:
+        checkpoint: Whose weights are shared.
+        kind: What `wrap` makes, in a word.
+        asked: What the user said, such as `backend='nnsight'`; for refusals.
+        wrap: Takes the twin.
 
     Raises:
         EmprobeError: If an intervention is active on the checkpoint, or its weights are offloaded, spread over devices or quantised.
     """
-    _check(checkpoint, backend)
+    _check(checkpoint, asked)
     with checkpoint.active() as model:
         tensors = tuple(_tensors(model))
-        kept, state = _wrapped.setdefault(model, {}), (backend, _adapters(model))
+        kept, state = _wrapped.setdefault(model, {}), (kind, _adapters(model))
         found = kept.get(state)
         if found is None or len(found.tensors) != len(tensors) or any(a is not b for a, b in zip(found.tensors, tensors, strict=True)):
             found = kept[state] = _Wrapped(tensors, wrap(twin_of(model)))
@@ -76,20 +80,12 @@ def _tensors(model: Any) -> chain[Tensor]:
     return chain(model.parameters(), model.buffers())
 
 
-def inputs_of(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """What the model is called with. Padding on the right needs no mask: no real token sees a later one."""
-    given = {"input_ids": batch.ids.to(device)}
-    if batch.padding == "left":
-        given["attention_mask"] = batch.mask.to(device)
-        given["position_ids"] = (batch.mask.cumsum(dim=1) - 1).clamp(min=0).to(device)
-    return given
-
-
-def _check(checkpoint: Checkpoint, backend: str) -> None:
+def _check(checkpoint: Checkpoint, asked: str) -> None:
+    instead = f"Use {asked.partition('=')[0]}='hooks'"
     if checkpoint.interventions:
         raise EmprobeError(
-            f"An intervention is active on {checkpoint.name!r}, and backend={backend!r} would read it unsteered: it runs on modules of "
-            "its own that share the model's weights, not its hooks. Use backend='hooks', or leave the intervene block first."
+            f"An intervention is active on {checkpoint.name!r}, and {asked} would run it without: on modules of its own that share the "
+            f"model's weights, not its hooks. {instead}, or leave the intervene block first."
         )
     model = checkpoint.hf
     found = ""
@@ -101,6 +97,5 @@ def _check(checkpoint: Checkpoint, backend: str) -> None:
         found = "some of its weights are not in memory (device 'meta')"
     if found:
         raise EmprobeError(
-            f"backend={backend!r} was asked for {checkpoint.name!r}, but {found}, and this backend is proved only for plain weights on "
-            "one device. Use backend='hooks'."
+            f"{asked} was asked for {checkpoint.name!r}, but {found}, and it is proved only for plain weights on one device. {instead}."
         )
