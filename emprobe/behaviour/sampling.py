@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,19 +75,63 @@ def generate(
     Raises:
         EmprobeError: No questions, two with one id, or a sample count, length or temperature that makes no sense.
     """
-    _check_request(questions, samples, temperature, max_new_tokens)
-    prompts = [encoded.ids for encoded in encode_all(checkpoint.tokenizer, questions)]
-    rows = [(q, s) for q in range(len(questions)) for s in range(samples)]
+    rows = [Row(question, sample) for question in questions for sample in range(samples)]
+    sampling = Sampling(samples, seed, temperature, max_new_tokens, token_budget, progress)
+    sampling.check(questions)
+    return sample_rows(checkpoint, rows, sampling)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to be sampled; `plan` is the number of the plan under which, where rows carry their own."""
+
+    question: Conversation
+    sample: int
+    plan: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled; see `generate`."""
+
+    samples: int
+    seed: int
+    temperature: float
+    max_new_tokens: int
+    token_budget: int
+    progress: bool
+
+    def check(self, questions: Sequence[Conversation]) -> None:
+        """Refuse what makes no sense."""
+        _check_request(questions, self.samples, self.temperature, self.max_new_tokens)
+
+
+def sample_rows(
+    checkpoint: Checkpoint, rows: Sequence[Row], how: Sampling, before: Callable[[list[int]], None] | None = None
+) -> list[Conversation]:
+    """An answer to every row, in order.
+
+    Args:
+        checkpoint: Who answers.
+        rows: In any order; they are batched by length.
+        how: The settings.
+        before: Told which rows make up a batch before it is sampled.
+    """
+    questions = {row.question.question_id: row.question for row in rows}
+    encoded = encode_all(checkpoint.tokenizer, list(questions.values()))
+    prompts = {name: e.ids for name, e in zip(questions, encoded, strict=True)}
     answers: list[Conversation | None] = [None] * len(rows)
-    batches = plan_batches([len(prompts[q]) + max_new_tokens for q, _ in rows], token_budget)
+    batches = plan_batches([len(prompts[row.question.question_id]) + how.max_new_tokens for row in rows], how.token_budget)
     stops = end_of_turn_ids(checkpoint.tokenizer, _model_stops(checkpoint))
-    with tqdm(total=len(rows), desc="generate", unit="answer", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(rows), desc="generate", unit="answer", disable=not how.progress, leave=False) as bar:
         for batch in batches:
             chosen = [rows[r] for r in batch]
-            uniforms = np.stack([_uniforms(seed, questions[q].question_id, s, max_new_tokens) for q, s in chosen])
-            produced = _generate_batch(checkpoint, [prompts[q] for q, _ in chosen], uniforms, temperature, stops)
-            for row, (q, s), ids in zip(batch, chosen, produced, strict=True):
-                answers[row] = _answer(checkpoint, questions[q], s, ids, stops)
+            uniforms = np.stack([_uniforms(how.seed, r.question.question_id, r.sample, how.max_new_tokens) for r in chosen])
+            if before:
+                before(list(batch))
+            produced = _generate_batch(checkpoint, [prompts[r.question.question_id] for r in chosen], uniforms, how.temperature, stops)
+            for number, row, ids in zip(batch, chosen, produced, strict=True):
+                answers[number] = _answer(checkpoint, row.question, row.sample, ids, stops)
             bar.update(len(batch))
     return [a for a in answers if a is not None]
 

@@ -119,7 +119,7 @@ def _announce(state: State, receipt: Receipt, checkpoint: Checkpoint, n_plans: i
         state.tokens = Tokens.of(given, receipt.prompts, special)
         state.held.clear()
         if n_plans > 1:
-            _set_rows(state, receipt.plan_of_row, len(state.tokens.real), n_plans)
+            _set_rows(state, receipt.plan_of_row, state.tokens.shape[0], n_plans)
 
     return announce
 

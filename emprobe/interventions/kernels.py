@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emprobe.interventions.changes import Affine
 from emprobe.interventions.edit import Edit
-from emprobe.interventions.tally import Done, Tally
+from emprobe.interventions.tally import Measured, Tally
 from emprobe.interventions.tokens import Tokens
 
 
@@ -37,61 +37,76 @@ class Kernel(Protocol):
     tally: Tally
 
     def write(self, hidden: Float[Tensor, "batch pos d_model"], state: State) -> Float[Tensor, "batch pos d_model"]:
-        """The hidden state as it goes on; a new tensor."""
+        """The hidden state as it goes on; never written in place."""
         ...
 
 
 class Single:
-    """One edit, on all rows or on those that carry its plan."""
+    """One edit, on all rows or on those that carry its plan.
+
+    A forward pass of a small model is made of calls rather than of arithmetic, so the commonest changes take one call (adding) or two
+    (ablating), and what the receipt wants is measured later.
+    """
 
     def __init__(self, edit: Edit, plan: int = 0, n_plans: int = 1) -> None:
-        self.edit, self.plan, self.tally = edit, plan, Tally(n_plans)
-        self._bases: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.edit, self.plan, self.tally = edit, plan, Tally(self._measure, n_plans)
+        self._numbers: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def write(self, hidden: Tensor, state: State) -> Tensor:
         """See `Kernel`."""
-        assert state.tokens is not None, "a block ran before its decoder"
-        exact = hidden if hidden.dtype == torch.float64 else hidden.float()
-        basis = self._basis(exact)
-        before = exact @ basis.T
-        step = self.edit.change.step(before)
-        mask = self._mask(state, hidden.device)
-        if mask is not None:
-            step = torch.where(mask[..., None], step, torch.zeros((), device=step.device, dtype=step.dtype))
-        moved = torch.addcmul(exact, step, basis[0]) if len(basis) == 1 else exact + step @ basis
-        edited = moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
-        self._count(state, mask, before, step, exact, edited, basis)
-        return edited
-
-    def _mask(self, state: State, device: torch.device) -> Tensor | None:
-        """The positions it writes at; `None` is all of them."""
-        assert state.tokens is not None
-        mask = state.tokens.named(self.edit.where, device)
-        further = []
+        tokens = state.tokens
+        assert tokens is not None, "a block ran before its decoder"
+        mask, plans = tokens.named(self.edit.where, hidden.device), None
         if state.plan_of_row is not None:
-            further.append((state.plan_of_row == self.plan).to(device)[:, None])
+            carried = state.plan_of_row == self.plan
+            plans = torch.where(carried, self.plan, -1)
+            mask = _both(mask, carried.to(hidden.device)[:, None])
         if self.edit.when is not None:
-            further.append(state.held[id(self.edit)].to(device))
-        for condition in further:
-            mask = condition if mask is None else mask & condition
-        return mask if mask is None or not further else mask.expand(state.tokens.real.shape)
+            mask = _both(mask, state.held[id(self.edit)].to(hidden.device))
+        self.tally.add(tokens, mask, hidden, plans)
+        exact = _exact(hidden)
+        moved = self._moved(exact, mask)
+        return moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
 
-    def _basis(self, exact: Tensor) -> Tensor:
+    def _moved(self, exact: Tensor, mask: Tensor | None) -> Tensor:
+        """The hidden state after the edit, bit-equal at the positions that are not named."""
+        basis, shift = self._on(exact)
+        change = self.edit.change
+        if isinstance(change, Affine) and len(basis) == 1:
+            if not change.scale:
+                return exact + shift if mask is None else torch.where(mask[..., None], exact + shift, exact)
+            if not change.shift[0]:
+                p = exact @ basis[0]
+                p = p if mask is None else torch.where(mask, p, 0.0)
+                return torch.addcmul(exact, p[..., None], basis[0], value=change.scale)
+        step = change.step(exact @ basis.T)
+        step = step if mask is None else torch.where(mask[..., None], step, 0.0)
+        return exact + step @ basis
+
+    def _on(self, exact: Tensor) -> tuple[Tensor, Tensor]:
+        """The basis, and what is added whatever the hidden state is, on its device and in its precision."""
         key = (exact.device, exact.dtype)
-        if key not in self._bases:
-            self._bases[key] = self.edit.basis.to(device=exact.device, dtype=exact.dtype)
-        return self._bases[key]
+        if key not in self._numbers:
+            change = self.edit.change
+            shift = torch.tensor(change.shift, dtype=torch.float64) if isinstance(change, Affine) else torch.zeros(self.edit.k).double()
+            made = (self.edit.basis, shift @ self.edit.basis)
+            self._numbers[key] = (made[0].to(*key), made[1].to(*key))
+        return self._numbers[key]
 
-    @torch.no_grad()
-    def _count(self, state: State, mask: Tensor | None, before: Tensor, step: Tensor, exact: Tensor, edited: Tensor, basis: Tensor) -> None:
-        norm, moved = torch.linalg.vector_norm(exact.detach(), dim=-1), None
-        if edited.dtype != exact.dtype:
-            # In half precision a small step may be rounded away: count what was really added.
-            really = edited.detach().to(exact.dtype) - exact.detach()
-            step, moved = really @ basis.T, torch.linalg.vector_norm(really, dim=-1)
-        assert state.tokens is not None
-        plans = None if state.plan_of_row is None else torch.where(state.plan_of_row == self.plan, self.plan, -1)
-        self.tally.add(Done(state.tokens, mask, before.detach(), step.detach(), norm, moved), plans)
+    def _measure(self, hidden: Tensor, plan_of_row: Tensor | None) -> Measured:
+        exact = _exact(hidden)
+        basis = self._on(exact)[0]
+        return _measured(exact, self._moved(exact, None).to(hidden.dtype), exact @ basis.T, lambda d: d @ basis.T)
+
+
+class _Gathered(NamedTuple):
+    """The numbers of each row: vector (batch, d_model, 1), shift and scale (batch, 1, 1); which rows carry an edit (`None`: all)."""
+
+    vectors: Tensor
+    shift: Tensor
+    scale: Tensor
+    carried: Tensor | None
+    plans: Tensor
 
 
 class Rowwise:
@@ -104,59 +119,78 @@ class Rowwise:
 
     def __init__(self, edits: Mapping[int, Edit], n_plans: int) -> None:
         first = next(iter(edits.values()))
-        self.where, self.tally, self.plans = first.where, Tally(n_plans), sorted(edits)
-        d_model = first.basis.shape[1]
-        vectors, numbers = torch.zeros(n_plans, d_model, dtype=torch.float64), torch.zeros(n_plans, 2, dtype=torch.float64)
-        here = torch.zeros(n_plans, dtype=torch.bool)
+        self.where, self.tally = first.where, Tally(self._measure, n_plans)
+        self.vectors = torch.zeros(n_plans, first.basis.shape[1], dtype=torch.float64)
+        self.numbers = torch.zeros(n_plans, 2, dtype=torch.float64)
+        self.here = torch.zeros(n_plans, dtype=torch.bool)
         for plan, edit in edits.items():
             assert isinstance(edit.change, Affine)
-            vectors[plan], here[plan] = edit.basis[0], True
-            numbers[plan] = torch.tensor([edit.change.shift[0], edit.change.scale], dtype=torch.float64)
-        self.vectors, self.numbers, self.here = vectors, numbers, here
-        self._of: tuple[Tensor | None, dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]]] = (None, {})
+            self.vectors[plan], self.here[plan] = edit.basis[0], True
+            self.numbers[plan] = torch.tensor([edit.change.shift[0], edit.change.scale], dtype=torch.float64)
+        self._of: Tensor | None = None
+        self._gathered: dict[tuple[torch.device, torch.dtype], _Gathered] = {}
 
     def write(self, hidden: Tensor, state: State) -> Tensor:
         """See `Kernel`."""
         assert state.tokens is not None, "a block ran before its decoder"
-        exact = hidden if hidden.dtype == torch.float64 else hidden.float()
-        vectors, shift, scale, carried, plans = self._rows(state, exact)
-        before = torch.bmm(exact, vectors)
-        step = torch.addcmul(shift, before, scale)
-        named = state.tokens.named(self.where, hidden.device)
-        mask = carried if named is None else (named if carried is None else named & carried)
-        if mask is not None:
-            mask = mask.expand(state.tokens.real.shape)
-            step = torch.where(mask[..., None], step, torch.zeros((), device=step.device, dtype=step.dtype))
-        moved = torch.addcmul(exact, step, vectors.transpose(1, 2))
-        edited = moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
-        self._count(state, mask, before, step, exact, edited, vectors, plans)
-        return edited
+        exact = _exact(hidden)
+        rows = self._rows(state.plan_of_row, exact)
+        mask = _both(state.tokens.named(self.where, hidden.device), rows.carried)
+        self.tally.add(state.tokens, mask, hidden, rows.plans)
+        moved = self._moved(exact, rows, mask)
+        return moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
 
-    def _rows(self, state: State, exact: Tensor) -> tuple[Tensor, ...]:
-        """Direction, shift, scale of each row, which rows carry an edit here (`None`: all), and their plans (-1: none)."""
-        if self._of[0] is not state.plan_of_row:
-            self._of = (state.plan_of_row, {})
+    def _moved(self, exact: Tensor, rows: _Gathered, mask: Tensor | None) -> Tensor:
+        step = torch.addcmul(rows.shift, torch.bmm(exact, rows.vectors), rows.scale)
+        step = step if mask is None else torch.where(mask[..., None], step, 0.0)
+        return torch.addcmul(exact, step, rows.vectors.transpose(1, 2))
+
+    def _rows(self, plan_of_row: Tensor | None, exact: Tensor) -> _Gathered:
+        assert plan_of_row is not None, "rows carry no plans"
+        if self._of is not plan_of_row:
+            self._of, self._gathered = plan_of_row, {}
         key = (exact.device, exact.dtype)
-        if key not in self._of[1]:
-            assert state.plan_of_row is not None
-            plan = state.plan_of_row.cpu()
-            vectors = self.vectors[plan].to(device=exact.device, dtype=exact.dtype)[:, :, None]
-            shift, scale = (self.numbers[plan, i].to(device=exact.device, dtype=exact.dtype)[:, None, None] for i in (0, 1))
-            here = self.here[plan]
+        if key not in self._gathered:
+            # A row without a plan here is given that of row 0, and masked.
+            plan = plan_of_row.cpu().clamp(min=0)
+            shift, scale = (self.numbers[plan, i].to(*key)[:, None, None] for i in (0, 1))
+            here = self.here[plan] & (plan_of_row.cpu() >= 0)
             carried = None if bool(here.all()) else here[:, None].to(exact.device)
-            self._of[1][key] = (vectors, shift, scale, carried, torch.where(here, plan, -1).to(exact.device))  # type: ignore[assignment]
-        return self._of[1][key]
+            plans = torch.where(here, plan, -1)
+            self._gathered[key] = _Gathered(self.vectors[plan].to(*key)[:, :, None], shift, scale, carried, plans)
+        return self._gathered[key]
 
-    @torch.no_grad()
-    def _count(
-        self, state: State, mask: Tensor | None, before: Tensor, step: Tensor, exact: Tensor, edited: Tensor, vectors: Tensor, plans: Tensor
-    ) -> None:
-        norm, moved = torch.linalg.vector_norm(exact.detach(), dim=-1), None
-        if edited.dtype != exact.dtype:
-            really = edited.detach().to(exact.dtype) - exact.detach()
-            step, moved = torch.bmm(really, vectors), torch.linalg.vector_norm(really, dim=-1)
-        assert state.tokens is not None
-        self.tally.add(Done(state.tokens, mask, before.detach(), step.detach(), norm, moved), plans)
+    def _measure(self, hidden: Tensor, plan_of_row: Tensor | None) -> Measured:
+        exact = _exact(hidden)
+        rows = self._rows(plan_of_row, exact)
+        moved = self._moved(exact, rows, None).to(hidden.dtype)
+        return _measured(exact, moved, torch.bmm(exact, rows.vectors), lambda d: torch.bmm(d, rows.vectors))
+
+
+def _exact(hidden: Tensor) -> Tensor:
+    """Half precision is edited in float32."""
+    return hidden if hidden.dtype in (torch.float32, torch.float64) else hidden.float()
+
+
+def _both(mask: Tensor | None, condition: Tensor | None) -> Tensor | None:
+    return condition if mask is None else mask if condition is None else mask & condition
+
+
+class _Coordinates(Protocol):
+    def __call__(self, hidden: Tensor, /) -> Tensor: ...
+
+
+def _measured(exact: Tensor, moved: Tensor, before: Tensor, coordinates: _Coordinates) -> Measured:
+    """What really was added, after rounding to the model's dtype: (projection before, after, ‖Δh‖/‖h‖), each (batch, pos)."""
+    added = moved.to(exact.dtype) - exact
+    norm = torch.linalg.vector_norm(exact, dim=-1).clamp(min=torch.finfo(exact.dtype).tiny)
+    return _signed(before), _signed(before + coordinates(added)), torch.linalg.vector_norm(added, dim=-1) / norm
+
+
+def _signed(coordinates: Tensor) -> Tensor:
+    """The projection on a direction, or the norm of the part in a span of more dimensions."""
+    signed: Tensor = coordinates[..., 0] if coordinates.shape[-1] == 1 else torch.linalg.vector_norm(coordinates, dim=-1)
+    return signed
 
 
 def kernels_of(edits: Sequence[tuple[int, Edit]], n_plans: int) -> list[tuple[Kernel, dict[int, Edit]]]:

@@ -26,8 +26,8 @@ class Line:
     """
 
     edit: Edit
-    plan: int = 0
-    tally: Tally = field(default_factory=Tally)
+    plan: int
+    tally: Tally
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers; means are over the steered positions."""

@@ -1,7 +1,8 @@
-"""Counts of what was done, kept cheap: hooks append what they have in hand, and sums are formed once for many forward passes."""
+"""Counts of what was done, kept cheap: hooks leave what they saw, and it is measured for many forward passes at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,27 +12,20 @@ from torch import Tensor
 
 from emprobe.interventions.tokens import Tokens
 
-LARGE = 2**20
-"""So many positions are kept before they are summed."""
+LARGE = 2**18
+"""Numbers of hidden states that one hook lets wait before they are measured; a long prompt's are measured at once."""
+
+Measured = tuple[Tensor, Tensor, Tensor]
+Measure = Callable[[Tensor, Tensor | None], Measured]
+"""Projection before, projection after, and ‖Δh‖/‖h‖, each (batch, pos), of hidden states (batch, pos, d_model) of rows under plans."""
 
 
-class Done(NamedTuple):
-    """What one hook did in one forward pass; detached.
-
-    Attributes:
-        mask: Positions that were steered; `None` is all.
-        before: Coordinates before.
-        step: How far they moved; broadcasts with `before`.
-        norm: Norm of the hidden state before.
-        moved: Norm of the whole move, where the model's dtype rounded it; `None` is the norm of `step`.
-    """
+class Seen(NamedTuple):
+    """What one hook saw in one forward pass: the hidden state before it wrote, and where it wrote (`None`: everywhere)."""
 
     tokens: Tokens
     mask: Bool[Tensor, "batch pos"] | None
-    before: Float[Tensor, "batch pos k"]
-    step: Tensor
-    norm: Float[Tensor, "batch pos"]
-    moved: Float[Tensor, "batch pos"] | None = None
+    hidden: Float[Tensor, "batch pos d_model"]
 
 
 @dataclass(frozen=True)
@@ -57,28 +51,28 @@ class Tally:
     """Counts what one hook does, plan by plan.
 
     Args:
+        measure: What was done to hidden states, given these and which plan each row carries.
         n_plans: How many plans the rows of a batch may carry.
     """
 
-    def __init__(self, n_plans: int = 1) -> None:
-        self.n_plans = n_plans
+    def __init__(self, measure: Measure, n_plans: int = 1) -> None:
+        self.measure, self.n_plans = measure, n_plans
         self.forwards = 0
         self.named = True
-        self._waiting: list[Done] = []
+        self._waiting: list[Seen] = []
         self._size = 0
         self._plans: Tensor | None = None
         self._rows: Tensor | None = None
         self._sums: Tensor | None = None
 
-    def add(self, done: Done, plan_of_row: Int[Tensor, " batch"] | None) -> None:
+    def add(self, tokens: Tokens, mask: Tensor | None, hidden: Tensor, plan_of_row: Int[Tensor, " batch"] | None) -> None:
         """Note one forward pass; `plan_of_row` is `None` where there is one plan, and -1 for rows that carry none of these."""
-        if done.tokens.fresh:
+        if tokens.fresh:
             self._close()
         self._plans = plan_of_row
         self.forwards += 1
-        self.named = self.named and done.tokens.prompt_lengths is not None
-        self._waiting.append(done)
-        self._size += done.norm.numel()
+        self._waiting.append(Seen(tokens, mask, hidden.detach() if hidden.requires_grad else hidden))
+        self._size += hidden.numel()
         if self._size > LARGE:
             self._sum()
 
@@ -89,12 +83,22 @@ class Tally:
         rows, steered, positions, generated = (round(s) for s in sums[:4])
         return Totals(self.forwards, self.named, rows, steered, positions, generated, *sums[4:])
 
+    @torch.no_grad()
     def _sum(self) -> None:
-        """Sums over positions of what is waiting, row by row."""
+        """Measure what is waiting, and add it up over positions, row by row."""
         if not self._waiting:
             return
-        parts = torch.cat([_columns(done) for done in self._waiting], dim=1).sum(dim=1)
-        self._rows = parts if self._rows is None else self._rows + parts
+        self.named = self.named and all(seen.tokens.generated is not None for seen in self._waiting)
+        hidden = torch.cat([seen.hidden for seen in self._waiting], dim=1)
+        # Apple's GPUs have no float64.
+        exact = torch.float32 if hidden.device.type == "mps" else torch.float64
+        steered = torch.cat([_filled(seen.mask, seen) for seen in self._waiting], dim=1)
+        told = torch.cat([_filled(bool(g) if (g := seen.tokens.generated) is None else g, seen) for seen in self._waiting], dim=1)
+        numbers = [steered, told, *self.measure(hidden, self._plans)]
+        # A padding token's hidden state may be anything, NaN included, so it is chosen away and not multiplied.
+        columns = torch.where(steered[..., None], torch.stack([n.to(exact) for n in numbers], dim=-1), 0.0)
+        rows = columns.sum(dim=1)
+        self._rows = rows if self._rows is None else self._rows + rows
         self._waiting, self._size = [], 0
 
     def _close(self) -> None:
@@ -103,28 +107,17 @@ class Tally:
         if self._rows is None:
             return
         found = torch.cat([torch.ones_like(self._rows[:, :1]), (self._rows[:, :1] > 0).to(self._rows.dtype), self._rows], dim=1)
-        plans = self._plans if self._plans is not None else torch.zeros(len(found), dtype=torch.long, device=found.device)
+        plans = torch.zeros(len(found), dtype=torch.long) if self._plans is None else self._plans
+        plans = plans.to(found.device)
         if self._sums is None:
             self._sums = found.new_zeros(self.n_plans, found.shape[1])
-        mine = plans.to(found.device) >= 0
-        self._sums.index_add_(0, plans.to(found.device)[mine], found[mine])
+        self._sums.index_add_(0, plans[plans >= 0], found[plans >= 0])
         self._rows = None
 
 
-def _columns(done: Done) -> Float[Tensor, "batch pos five"]:
-    """Steered or not, generated or not, projection before and after, relative change; 0 where nothing was steered."""
-    # Apple's GPUs have no float64.
-    exact = torch.float32 if done.norm.device.type == "mps" else torch.float64
-    before = done.before.to(exact)
-    step = done.step.to(exact).expand_as(before)
-    moved = torch.linalg.vector_norm(step, dim=-1) if done.moved is None else done.moved.to(exact)
-    steered = torch.ones_like(moved) if done.mask is None else done.mask.to(exact)
-    generated = done.tokens.generated
-    told = torch.zeros_like(moved) if generated is None else generated.to(exact)
-    found = [steered, told, _signed(before), _signed(before + step), moved / done.norm.to(exact).clamp(min=1e-12)]
-    # A padding token's hidden state may be anything, NaN included, so it is chosen away and not multiplied.
-    return torch.where(steered[..., None] > 0, torch.stack(found, dim=-1), 0.0)
-
-
-def _signed(coordinates: Tensor) -> Tensor:
-    return coordinates[..., 0] if coordinates.shape[-1] == 1 else torch.linalg.vector_norm(coordinates, dim=-1)
+def _filled(given: Tensor | bool | None, seen: Seen) -> Tensor:
+    """A mask in full; `None` and `True` are everywhere."""
+    shape, device = seen.hidden.shape[:2], seen.hidden.device
+    if isinstance(given, Tensor):
+        return given.to(device).expand(shape)
+    return torch.full(shape, given is not False, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,34 +27,109 @@ class Prompts:
     lengths: Int[Tensor, " batch"] | Sequence[int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """What the tokens of one forward pass are; made once per pass and read by every hook.
+    """What the tokens of one forward pass are; made once per pass, and worked out only as far as an operator asks.
 
     Attributes:
-        real: False on padding.
-        index: Number of the token among its row's real tokens, from 0, whatever the padding or the cache.
-        prompt_lengths: Real tokens of each row's prompt (width 1), or of the prompt that each token of a packed batch belongs to (width
-            pos); `None` where nobody said.
+        shape: (batch, pos) of this pass.
+        device: Where its tokens are.
+        seen: Columns that are in the KV cache already.
+        mask: The attention mask that the decoder was given: (batch, seen + pos), one that is prepared already, or `None`.
+        position_ids: As given, or `None`.
+        prompts: Where prompts end.
         ids: Token ids; `None` where embeddings were given.
         special_ids: Ids that count as special.
-        fresh: Whether nothing came before in a KV cache, so that a batch begins here.
     """
 
-    real: Bool[Tensor, "batch pos"]
-    index: Int[Tensor, "batch pos"]
-    prompt_lengths: Int[Tensor, "batch width"] | None = None
+    shape: tuple[int, int]
+    device: torch.device
+    seen: int = 0
+    mask: Any = None
+    position_ids: Tensor | None = None
+    prompts: Prompts = field(default_factory=Prompts)
     ids: Int[Tensor, "batch pos"] | None = None
     special_ids: Sequence[int] = ()
-    fresh: bool = True
     _named: dict[Any, Tensor | None] = field(default_factory=dict, repr=False)
 
-    @property
-    def generated(self) -> Bool[Tensor, "batch pos"] | None:
-        """True from the first token of the answer on; `None` where it is not known where prompts end."""
-        return None if self.prompt_lengths is None else self.index >= self.prompt_lengths
+    @classmethod
+    def of(cls, kwargs: Mapping[str, Any], prompts: Prompts, special_ids: Sequence[int] = ()) -> Tokens:
+        """From what the decoder was called with: `input_ids` or `inputs_embeds`, perhaps a mask, `position_ids` and a cache."""
+        ids = kwargs.get("input_ids")
+        given = ids if ids is not None else kwargs["inputs_embeds"]
+        cache = kwargs.get("past_key_values")
+        return cls(
+            (given.shape[0], given.shape[1]),
+            given.device,
+            int(cache.get_seq_length()) if cache is not None else 0,
+            kwargs.get("attention_mask"),
+            kwargs.get("position_ids"),
+            Prompts(prompts.width, prompts.lengths),
+            ids,
+            special_ids,
+        )
 
     @property
+    def fresh(self) -> bool:
+        """Whether nothing came before in a KV cache, so that a batch begins here."""
+        return self.seen == 0
+
+    @cached_property
+    def _whole(self) -> Tensor | None:
+        """The mask over everything seen so far, where there is one."""
+        batch, width = self.shape
+        if isinstance(self.mask, Tensor) and self.mask.ndim == 2 and self.mask.shape[1] >= self.seen + width:
+            return self.mask.to(self.device).bool().expand(batch, -1)
+        return None
+
+    @cached_property
+    def real(self) -> Bool[Tensor, "batch pos"]:
+        """False on padding."""
+        if self._whole is not None:
+            return self._whole[:, self.seen : self.seen + self.shape[1]]
+        return _attended(self.mask, self.shape, self.seen, self.device)
+
+    @cached_property
+    def index(self) -> Int[Tensor, "batch pos"]:
+        """Number of the token among its row's real tokens, from 0, whatever the padding or the cache."""
+        batch, width = self.shape
+        if self._whole is not None:
+            return (self._whole.long().cumsum(dim=1) - 1)[:, self.seen : self.seen + width]
+        if self.position_ids is not None:
+            return self.position_ids.to(self.device).expand(batch, width)
+        return torch.arange(self.seen, self.seen + width, device=self.device).expand(batch, width)
+
+    @cached_property
+    def prompt_lengths(self) -> Int[Tensor, "batch width"] | None:
+        """Real tokens of each row's prompt (width 1), or of the prompt that each token of a packed batch belongs to (width pos).
+
+        `None` where nobody said.
+        """
+        width, lengths = self.prompts.width, self.prompts.lengths
+        if width is not None:
+            # Inside generate every row's prompt ends at one column; what stands left of it is padding or prompt.
+            if self._whole is not None:
+                return self._whole[:, :width].sum(dim=1, keepdim=True)
+            padding = self.seen + self.shape[1] - 1 - self.index[:, -1:]
+            return width - padding
+        if lengths is None:
+            return None
+        found = torch.as_tensor(lengths, device=self.device)
+        if found.ndim != 1 or len(found) != self.shape[0]:
+            raise EmprobeError(
+                f"prompt_lengths has {found.numel()} entries, but the forward pass has {self.shape[0]} rows. Give one per row."
+            )
+        return found[:, None]
+
+    @cached_property
+    def generated(self) -> bool | Bool[Tensor, "batch pos"] | None:
+        """Whether tokens are the answer's: all, none, or each for itself; `None` where it is not known where prompts end."""
+        width = self.prompts.width
+        if width is not None and (self.seen >= width or self.seen + self.shape[1] <= width):
+            return self.seen >= width
+        return None if self.prompt_lengths is None else self.index >= self.prompt_lengths
+
+    @cached_property
     def special(self) -> Bool[Tensor, "batch pos"]:
         """Which tokens are special.
 
@@ -70,48 +146,20 @@ class Tokens:
     def named(self, where: Any, device: torch.device) -> Bool[Tensor, "batch pos"] | None:
         """The positions that a `Where` names, on a device, worked out once per pass; `None` where it names every one.
 
-        Whether it names every one is only asked on a CPU: on an accelerator the answer would have to be waited for.
+        Whether it names every one is asked of tensors only on a CPU: on an accelerator the answer would have to be waited for.
         """
         key = (where, device)
         if key not in self._named:
-            mask = where.mask(self)
-            everything = mask.device.type == "cpu" and bool(mask.all())
-            self._named[key] = None if everything else mask.to(device)
+            self._named[key] = self._mask_of(where, device)
         return self._named[key]
 
-    @classmethod
-    def of(cls, kwargs: Mapping[str, Any], prompts: Prompts, special_ids: Sequence[int] = ()) -> Tokens:
-        """Work out what each token is, from what the decoder was called with.
-
-        Args:
-            kwargs: `input_ids` or `inputs_embeds`; perhaps `attention_mask` (batch, seen + pos), `position_ids`, `past_key_values`.
-            prompts: Where the prompts end.
-            special_ids: Ids that count as special.
-        """
-        ids = kwargs.get("input_ids")
-        given = ids if ids is not None else kwargs["inputs_embeds"]
-        batch, width = given.shape[:2]
-        cache = kwargs.get("past_key_values")
-        seen = int(cache.get_seq_length()) if cache is not None else 0
-        real, index, whole = _laid_out((batch, width), seen, kwargs.get("attention_mask"), kwargs.get("position_ids"), given.device)
-        lengths = _lengths(prompts, whole, index, seen)
-        return cls(real, index, lengths, ids, special_ids, fresh=seen == 0)
-
-
-def _laid_out(
-    shape: tuple[int, int], seen: int, mask: Any, position_ids: Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Which tokens are real, their numbers, and the mask over everything seen so far, where there is one."""
-    batch, width = shape
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= seen + width:
-        whole = mask.to(device).bool().expand(batch, -1)
-        index = (whole.long().cumsum(dim=1) - 1)[:, seen : seen + width]
-        return whole[:, seen : seen + width], index, whole
-    if position_ids is not None:
-        index = position_ids.to(device).expand(batch, width)
-    else:
-        index = torch.arange(seen, seen + width, device=device).expand(batch, width)
-    return _attended(mask, shape, seen, device), index, None
+    def _mask_of(self, where: Any, device: torch.device) -> Tensor | None:
+        # What generate feeds back is never padding.
+        fed_back = self.prompts.width is not None and self.seen >= self.prompts.width
+        if where.is_everything and (fed_back or self.mask is None):
+            return None
+        mask: Tensor = where.mask(self)
+        return None if mask.device.type == "cpu" and bool(mask.all()) else mask.to(device)
 
 
 def _attended(mask: Any, shape: tuple[int, int], seen: int, device: torch.device) -> Tensor:
@@ -122,19 +170,3 @@ def _attended(mask: Any, shape: tuple[int, int], seen: int, device: torch.device
         return everything
     own = ready[:, 0].diagonal(offset=seen, dim1=-2, dim2=-1)[..., : shape[1]].to(device)
     return (own if own.dtype == torch.bool else own == 0).expand(shape)
-
-
-def _lengths(prompts: Prompts, whole: Tensor | None, index: Tensor, seen: int) -> Tensor | None:
-    """Real tokens of each row's prompt, as a column."""
-    if prompts.width is not None:
-        # Inside generate every row's prompt ends at one column; what stands left of it is padding or prompt.
-        if whole is not None:
-            return whole[:, : prompts.width].sum(dim=1, keepdim=True)
-        padding = seen + index.shape[1] - 1 - index[:, -1:]
-        return prompts.width - padding
-    if prompts.lengths is None:
-        return None
-    lengths = torch.as_tensor(prompts.lengths, device=index.device)
-    if lengths.ndim != 1 or len(lengths) != len(index):
-        raise EmprobeError(f"prompt_lengths has {lengths.numel()} entries, but the forward pass has {len(index)} rows. Give one per row.")
-    return lengths[:, None]

@@ -47,5 +47,5 @@ class When:
         return above if self.below is None else above & (projection < self.below)
 
     def __str__(self) -> str:
-        bounds = [f"> {self.above:g}"] * (self.above is not None) + [f"< {self.below:g}"] * (self.below is not None)
+        bounds = [f"{sign} {bound:g}" for sign, bound in ((">", self.above), ("<", self.below)) if bound is not None]
         return f"x·v {' and '.join(bounds)} at {self.direction.site}[{self.direction.layer}]"

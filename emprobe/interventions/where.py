@@ -69,6 +69,11 @@ class Where:
             raise EmprobeError("Where(prompt_positions=[]) names no token of the prompt. Say prompt=False to leave it out.")
 
     @property
+    def is_everything(self) -> bool:
+        """Whether it names all tokens but padding."""
+        return not (self.splits or self.exclude_first or self.exclude_special)
+
+    @property
     def splits(self) -> bool:
         """Whether it has to be known where each prompt ends."""
         narrowed = (self.prompt_positions, self.prompt_window, self.generation_window)

@@ -123,8 +123,7 @@ def unit(seed: int) -> Direction:
 
 def carried_out(operator: Operator, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     (edit,) = operator.edits(1)
-    index = torch.arange(hidden.shape[1]).expand(mask.shape)
-    return Single(edit).write(hidden, State(Tokens(mask, index)))
+    return Single(edit).write(hidden, State(Tokens((len(mask), mask.shape[1]), mask.device, mask=mask)))
 
 
 @pytest.mark.parametrize("law", LAWS)
