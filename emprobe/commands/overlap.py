@@ -25,7 +25,7 @@ OF_ROWS = {"covariance_matched": nulls.covariance_matched, "activation_differenc
 ALONE = ("haar", "analytic")
 
 READING = """* **mean squared cosine**: mean cos² of the principal angles; 1 for equal spans, max(k) / d_model for random ones. Intervals
-  resample whole questions and make both subspaces again; two bases without rows have none.
+  leave whole questions out and make both subspaces again; two bases without rows have none.
 * **haar**, **analytic**: directions of no structure at all. **covariance_matched**, **activation_differences**: directions of the kind
   that these rows hold anyway. An overlap that beats the first two only says that activations have few large directions; leading
   components of many rows average out the small ones, and may beat the last two by that alone.
@@ -52,8 +52,8 @@ class OverlapCommand:
         rows: Activations (one file, or base and tuned) whose covariance the nulls of rows take.
         nulls: Any of covariance_matched, activation_differences (both need `rows`), haar, analytic; none means all that can be drawn.
         draws: Draws of each null.
-        resamples: Bootstrap draws, where there are rows; 0 for no interval.
-        seed: Of nulls, resamples and halves.
+        resamples: How often subspaces are made again at most, where there are rows, without a block of questions; 0 for no interval.
+        seed: Of nulls, blocks and halves.
     """
 
     a: tuple[str, ...]

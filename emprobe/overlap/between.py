@@ -12,7 +12,7 @@ from torch import Tensor
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.overlap.measures import Floats, Side, measures
 from emprobe.overlap.nulls import Analytic, FrameLaw, analytic, drawn_nulls, haar
-from emprobe.overlap.resampling import Source, bootstrap, common_coordinates, interval, numbered
+from emprobe.overlap.resampling import Source, common_coordinates, interval, left_out, numbered
 from emprobe.overlap.spans import matrix_of
 from emprobe.overlap.subspace import DirectionLike, Subspace
 from emprobe.types import Estimate, Null
@@ -99,13 +99,14 @@ def overlap(
         b: The subspace that is held.
         nulls: `haar`, `analytic`, or laws from `emprobe.nulls` that need rows, such as `nulls.covariance_matched(rows)`. A random
             subspace takes a's place; b stays. The first one named stands beside each estimate.
-        rows_a: The rows `[n, d_model]` that a was made from. With them its interval is found by making it again from resampled groups;
+        rows_a: The rows `[n, d_model]` that a was made from. With them its interval is found by making it again without each group;
             without rows on either side there is no interval, since two bases show no doubt.
         rows_b: The rows that b was made from; explained L2 and its kin are then of these rows instead of b's basis.
-        groups_a: The group (question) of each of `rows_a`; groups of one name on both sides are resampled together.
+        groups_a: The group (question) of each of `rows_a`; groups of one name on both sides are left out together.
         groups_b: The same for `rows_b`.
         draws: Draws of each null.
-        resamples: Bootstrap draws; each costs a decomposition of the rows. 0 for no interval.
+        resamples: How often a side is made again at most, each a decomposition of its rows: once without each group or, if there are
+            more of them, without each of that many blocks of groups. 0 for no interval.
         seed: Same seed, same result.
 
     Raises:
@@ -171,24 +172,27 @@ def _estimates(
     for i, space in enumerate(spaces):
         mean = coordinates[2][0] if i == 0 and whole[0].mean is not None else None
         again = i in of_rows
-        sides.append(Source(of_rows[i], numbers[i], space.k, space.mean is not None) if again else Side(coordinates[i], mean))
+        sides.append(Source(of_rows[i], numbers[i], coordinates[i], space.mean is not None) if again else Side(coordinates[i], mean))
     for i in known:
-        _check_source(sides[i], coordinates[i], f"rows_{'ab'[i]}")
-    drawn = bootstrap(sides[0], sides[1], resamples, seed)
+        _check_source(sides[i], f"rows_{'ab'[i]}")
+    without = left_out(sides[0], sides[1], resamples, seed)
     clusters = min(counts)
     which = " and ".join("ab"[i] for i in known)
-    words = f"bias-corrected bootstrap over {' and '.join(map(str, counts))} groups, {which} made again in each of {resamples} draws"
+    made = " and ".join(str(len(found["angle_1"])) for found in without)
+    words = f"jackknife over {' and '.join(map(str, counts))} groups, {which} made again without each of {made} blocks of them"
     total = sum(len(found) for found in of_rows.values())
-    return {name: Estimate(value, *interval(name, value, drawn[name], clusters), total, clusters, words) for name, value in values.items()}
+    return {
+        name: Estimate(value, *interval(name, value, [found[name] for found in without]), total, clusters, words)
+        for name, value in values.items()
+    }
 
 
-def _check_source(side: Source | Side, basis: Floats, which: str) -> None:
+def _check_source(side: Source | Side, which: str) -> None:
     assert isinstance(side, Source)
-    made = side.again(np.ones(int(side.groups.max()) + 1))
-    if len(made.basis) != len(basis) or measures(made, Side(basis))["mean_squared_cosine"] < 1 - 1e-6:
+    if measures(side.again(), Side(side.basis))["mean_squared_cosine"] < 1 - 1e-6:
         raise MismatchError(
-            f"{which} do not give the subspace again by their {len(basis)} leading components, so resampling them would say nothing of it. "
-            "Give the very rows that Subspace.from_deltas was given, or resamples=0 for no interval."
+            f"{which} do not give the subspace again by their {len(side.basis)} leading components, so making it again from some of them "
+            "would say nothing of it. Give the very rows that Subspace.from_deltas was given, or resamples=0 for no interval."
         )
 
 

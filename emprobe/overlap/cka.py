@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.overlap.resampling import interval, numbered
+from emprobe.overlap.resampling import blocks, interval, numbered
 from emprobe.overlap.spans import matrix_of
 from emprobe.stats import null_of
 from emprobe.types import Estimate
@@ -27,9 +27,9 @@ def linear_cka(
     Args:
         x: Activations `[n, d_x]`.
         y: Activations of the same texts `[n, d_y]`; d_y may differ.
-        groups: The group (question) of each row, resampled as a whole; `None` if every row is its own.
+        groups: The group (question) of each row, left out as a whole; `None` if every row is its own.
         draws: Shuffles of the null.
-        resamples: Bootstrap draws; 0 for no interval.
+        resamples: Blocks of groups at most that are left out in turn; 0 for no interval.
         seed: Same seed, same result.
 
     Raises:
@@ -57,14 +57,11 @@ def linear_cka(
     null = null_of("rows shuffled", value, [_alignment(grams[0], grams[1][np.ix_(p, p)], ones) for p in shuffles])
     if not resamples or count < 2:
         return Estimate.point(value, n=n, method="linear CKA, not resampled", null=null)
-    drawn = np.array(
-        [
-            _alignment(grams[0], grams[1], np.bincount(rng.integers(count, size=count), minlength=count)[codes].astype(np.float64))
-            for _ in range(resamples)
-        ]
-    )
-    low, high = interval("cka", value, drawn, count)
-    return Estimate(value, low, high, n, count, f"linear CKA, bias-corrected bootstrap over {count} groups, {resamples} draws", null=null)
+    without = [
+        _alignment(grams[0], grams[1], (~np.isin(codes, block)).astype(np.float64)) for block in blocks(np.arange(count), resamples, seed)
+    ]
+    low, high = interval("cka", value, [np.array(without)])
+    return Estimate(value, low, high, n, count, f"linear CKA, jackknife over {count} groups in {len(without)} blocks", null=null)
 
 
 def _gram(rows: NDArray[Any], which: str) -> Floats:

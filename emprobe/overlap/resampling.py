@@ -1,4 +1,4 @@
-"""Doubt about an overlap from the rows behind it: subspaces made again from resampled groups, and from halves of them."""
+"""Doubt about an overlap from the rows behind it: subspaces made again without some of their groups, and from halves of them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,29 @@ SPLITS = 20
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Rows that a side is made from again in each draw: in common coordinates, with their group's number."""
+    """Rows that a side's basis was made of, and is made of again: in common coordinates, with their group's number."""
 
     rows: Floats
     groups: NDArray[np.int64]
-    k: int
+    basis: Floats
     centred: bool
 
-    def again(self, counts: Floats) -> Side:
-        """The side that rows counted `counts` times give."""
-        weights = counts[self.groups]
-        there = weights > 0
-        rows, weights = self.rows[there], weights[there]
-        mean = weights @ rows / weights.sum() if self.centred else None
-        scaled = (rows if mean is None else rows - mean) * np.sqrt(weights)[:, None]
-        return Side(_leading(scaled, self.k), mean, rows, weights)
+    def again(self, without: Sequence[int] | NDArray[np.int64] = ()) -> Side:
+        """The side that the rows give without those of some groups.
+
+        Raises:
+            EmprobeError: If what is left has too few dimensions.
+        """
+        rows, k = self.rows[~np.isin(self.groups, without)], len(self.basis)
+        mean = rows.mean(axis=0) if self.centred and len(rows) else None
+        basis = _leading(rows if mean is None else rows - mean, k)
+        if len(basis) < k:
+            raise EmprobeError(
+                f"An interval was asked for, but without one of their groups the {len(self.rows)} rows have fewer than {k} dimensions. "
+                "Give more groups, a smaller k, or resamples=0."
+            )
+        # A vector has a sign, and keeps it; a basis of several has none.
+        return Side(basis if k > 1 else basis * np.sign(basis @ self.basis.T + 1e-300), mean, rows)
 
 
 def common_coordinates(parts: Sequence[Floats]) -> list[Floats]:
@@ -46,45 +54,68 @@ def common_coordinates(parts: Sequence[Floats]) -> list[Floats]:
     return np.split(stacked, np.cumsum([len(part) for part in parts])[:-1])
 
 
-def bootstrap(a: Source | Side, b: Source | Side, draws: int, seed: int) -> dict[str, Floats]:
-    """Every measure over subspaces made from groups drawn with replacement; a side without rows stays as it is.
+def blocks(groups: NDArray[np.int64], most: int, seed: int) -> list[NDArray[np.int64]]:
+    """The groups one by one or, if there are more than `most`, dealt at random to that many blocks.
 
-    Groups that both sides have are drawn together; where they share none, each side's are drawn for itself.
+    Raises:
+        EmprobeError: If fewer than two blocks are asked for.
     """
-    rng = np.random.default_rng(seed)
+    if most < 2:
+        raise EmprobeError(f"An interval from {most} resamples was asked for. Give at least 2, better 100; or 0 for no interval.")
+    return np.array_split(np.random.default_rng(seed).permutation(groups), min(len(groups), most))
+
+
+def left_out(a: Source | Side, b: Source | Side, most: int, seed: int) -> list[dict[str, Floats]]:
+    """Every measure over subspaces made again without each block of groups; a side without rows stays as it is.
+
+    Groups that both sides have are left out of both at once; where they share none, of either side by itself, in a list of two.
+    """
     sources = [side for side in (a, b) if isinstance(side, Source)]
     codes = [np.unique(source.groups) for source in sources]
     together = len(codes) == 1 or bool(np.isin(codes[0], codes[1]).any())
-    pools = [np.unique(np.concatenate(codes))] if together else codes
-    top = int(max(c.max() for c in codes)) + 1
-    found: list[dict[str, float]] = []
-    for _ in range(draws):
-        counts = np.zeros(top)
-        for pool in pools:
-            np.add.at(counts, rng.choice(pool, size=len(pool)), 1.0)
-        made = [side.again(counts) if isinstance(side, Source) else side for side in (a, b)]
-        if all(len(side.basis) == (s.k if isinstance(s, Source) else len(s.basis)) for side, s in zip(made, (a, b), strict=True)):
-            found.append(measures(made[0], made[1]))
-    if len(found) < draws / 2:
-        raise EmprobeError(
-            f"Of {draws} resamples only {len(found)} had rows enough for the subspaces' dimensions. Give more groups, or a smaller k."
-        )
-    return {name: np.array([draw[name] for draw in found]) for name in found[0]}
+    whole = [side.again() if isinstance(side, Source) else side for side in (a, b)]
+    found = []
+    for pool in [np.unique(np.concatenate(codes))] if together else codes:
+        drawn = []
+        for block in blocks(pool, most, seed):
+            touched = [isinstance(side, Source) and bool(np.isin(block, side.groups).any()) for side in (a, b)]
+            made = [s.again(block) if t and isinstance(s, Source) else w for s, t, w in zip((a, b), touched, whole, strict=True)]
+            drawn.append(measures(made[0], made[1]))
+        found.append({name: np.array([draw[name] for draw in drawn]) for name in drawn[0]})
+    return found
 
 
-def interval(name: str, value: float, drawn: Floats, groups: int, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval with the bias taken out: value - (median of draws - value), plus and minus t times their standard deviation.
+def interval(name: str, value: float, without: Sequence[Floats], level: float = 0.95) -> tuple[float, float]:
+    """Jackknife interval: the value less its bias, plus and minus Student's t times the standard error, both from leaving groups out.
 
-    Estimated spans overlap less than the true ones, and resampled spans less again, by about as much; percentiles would count it twice
-    (they covered 60 % in simulation with 60 rows in 40 dimensions, this interval 92 %). Deviations are scaled for few groups, the ends
-    lie in the measure's range, and the value is inside. Near equal spans angles cannot be covered: noise never makes them smaller.
+    Noise makes estimated spans overlap less than the true ones, which leaving groups out shows and takes away; resampling with
+    replacement would add far more noise than it measures. In simulation, with 20 to 100 questions in 6 to 64 dimensions, it covers 92 to
+    99 % for squared cosines, 90 to 99 % for angles, and 88 % for the Grassmann distance of nearly orthogonal spans. The ends lie in the
+    measure's range, and the value is inside. At the end of the range it cannot be right: for spans less than .1 rad apart that 120 rows
+    show .17 apart, squared cosines were covered always and angles in 75 %.
 
-    Source: Efron & Tibshirani (1993), chapters 10 (bias) and 12 (t).
+    Args:
+        name: Of the measure.
+        value: From all rows.
+        without: The measure without each block of groups; one array for each side whose groups are left out by themselves.
+        level: Coverage aimed at.
+
+    Source: Efron & Tibshirani (1993), chapter 11; Quenouille (1956), Biometrika 43, 353-360 (bias).
+
+    Example:
+        Of a mean it is the usual interval: for 11, 12 and 13 it is 12 plus and minus 4.303 / sqrt(3).
+
+        >>> [round(end, 3) for end in interval("grassmann_distance", 12.0, [np.array([12.5, 12.0, 11.5])])]
+        [9.516, 14.484]
     """
-    half = float(stats.t.ppf(0.5 + level / 2, groups - 1) * np.sqrt(groups / (groups - 1)) * np.std(drawn))
-    corrected = 2 * value - float(np.median(drawn))
+    variance = sum((len(x) - 1) / len(x) * float(((x - x.mean()) ** 2).sum()) for x in without)
+    biases = [(len(x) - 1) * (float(x.mean()) - value) for x in without]
+    # A bias is a mean of squares over the groups, and is known no better than one: to sqrt(2 / (n - 1)) of itself.
+    variance += sum(2 / (len(x) - 1) * bias**2 for x, bias in zip(without, biases, strict=True))
+    centre = value - sum(biases)
+    half = float(stats.t.ppf(0.5 + level / 2, min(len(x) for x in without) - 1) * np.sqrt(variance))
     least, most = _range(name)
-    return float(np.clip(min(corrected - half, value), least, most)), float(np.clip(max(corrected + half, value), least, most))
+    return float(np.clip(min(centre - half, value), least, most)), float(np.clip(max(centre + half, value), least, most))
 
 
 def ceiling(

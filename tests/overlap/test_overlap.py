@@ -15,7 +15,7 @@ from emprobe.errors import EmprobeError
 from emprobe.overlap import Overlap, Subspace, ceiling, linear_cka, overlap
 from emprobe.overlap.measures import Side, mahalanobis, measures
 from emprobe.overlap.nulls import covariance_matched
-from emprobe.overlap.resampling import Source, bootstrap, interval
+from emprobe.overlap.resampling import Source, common_coordinates, interval, left_out
 
 RNG = np.random.default_rng(0)
 SYMMETRIC = ("mean_squared_cosine", "grassmann_distance", "angle_1")
@@ -136,24 +136,62 @@ def test_two_bases_show_no_doubt_and_none_is_invented() -> None:
     assert found.as_dict()["measures"]["mean_squared_cosine"]["low"] is None
 
 
-@pytest.mark.parametrize(("rows", "per_group"), [(80, 1), (160, 4)], ids=["rows alone", "groups of four"])
-def test_the_interval_covers_the_true_overlap(rows: int, per_group: int) -> None:
-    rng = np.random.default_rng(3)
-    d, angle, signal, reps = 6, 0.8, 3.0, 200
-    axes = np.eye(d)
-    spans = axes[:1], np.cos(angle) * axes[:1] + np.sin(angle) * axes[1:2]
-    group = np.arange(rows) // per_group
-    hits = 0
-    for rep in range(reps):
+def source(rows: np.ndarray, groups: np.ndarray, k: int) -> Source:
+    return Source(rows, groups, Subspace.from_deltas(rows, k=k).basis.numpy(), True)
+
+
+@pytest.mark.parametrize(
+    ("questions", "per_question", "d", "k", "signal", "angles", "shared"),
+    [
+        (40, 4, 6, 1, 3.0, (0.8, 0.8), False),
+        (20, 4, 32, 1, 3.0, (0.8, 0.8), False),
+        (60, 1, 40, 2, 3.0, (0.5, 1.0), False),
+        (30, 3, 48, 2, 3.0, (0.5, 1.0), True),
+    ],
+    ids=["one direction", "few questions", "rows alone", "same questions on both sides"],
+)
+def test_the_interval_covers_the_true_overlap(
+    questions: int, per_question: int, d: int, k: int, signal: float, angles: tuple[float, float], shared: bool
+) -> None:
+    rng, reps, n = np.random.default_rng(3), 200, questions * per_question
+    axes, tilt = np.eye(d), np.linspace(*angles, k)[:, None]
+    spans = axes[:k], np.cos(tilt) * axes[:k] + np.sin(tilt) * axes[k : 2 * k]
+    truth = measures(Side(spans[0]), Side(spans[1]))
+    group = np.arange(n) // per_question
+    hits = dict.fromkeys(("mean_squared_cosine", "angle_1"), 0)
+    for _ in range(reps):
         sides = []
         for which, span in enumerate(spans):
-            strength = np.repeat(rng.normal(size=(rows // per_group, 1)), per_group, axis=0) * signal
-            sides.append(Source(strength @ span + rng.normal(size=(rows, d)), group + which * rows, 1, True))
-        made = [side.again(np.ones(2 * rows)) for side in sides]
-        value = measures(Side(made[0].basis), Side(made[1].basis))["mean_squared_cosine"]
-        low, high = interval("mean_squared_cosine", value, bootstrap(*sides, 60, rep)["mean_squared_cosine"], rows // per_group)
-        hits += low <= np.cos(angle) ** 2 <= high
-    assert 0.92 <= hits / reps <= 0.98
+            # Most of a row's strength is its question's.
+            strength = 0.7**0.5 * np.repeat(rng.normal(size=(questions, k)), per_question, axis=0) + 0.3**0.5 * rng.normal(size=(n, k))
+            rows = (strength * signal * np.linspace(1.5, 1, k)) @ span + rng.normal(size=(n, d))
+            sides.append(source(rows, group if shared else group + which * questions, k))
+        values, without = measures(sides[0].again(), sides[1].again()), left_out(*sides, 30, 0)
+        for name in hits:
+            low, high = interval(name, values[name], [found[name] for found in without])
+            hits[name] += low <= truth[name] <= high
+    assert all(0.92 <= found / reps <= 0.98 for found in hits.values()), hits
+
+
+def test_the_interval_of_a_cosine_keeps_the_signs_of_its_vectors() -> None:
+    # A leading component has no sign of its own; made again, it must not turn round.
+    rng = np.random.default_rng(8)
+    x, y = (rng.normal(size=(60, 1)) * 5 @ v[None, :] + 0.3 * rng.normal(size=(60, 10)) for v in np.eye(10)[:2] + np.eye(10)[1:3] / 4)
+    found = plain(Subspace.from_deltas(x, k=1), Subspace.from_deltas(y, k=1), rows_a=x, rows_b=y).cosine
+    assert found.high - found.low < 0.1
+
+
+def test_more_groups_than_resamples_are_left_out_in_blocks() -> None:
+    x = RNG.normal(size=(200, 5)) * [9, 6, 1, 1, 1]
+    one, two = (source(x, np.arange(200), 1) for _ in range(2))
+    other = Side(np.eye(5)[:1])
+    all_of_them, blocks = (left_out(one, other, most, 0) for most in (400, 50))
+    assert [len(found[0]["angle_1"]) for found in (all_of_them, blocks)] == [200, 50]
+    value = measures(two.again(), other)["angle_1"]
+    ends = [interval("angle_1", value, [found[0]["angle_1"]]) for found in (all_of_them, blocks)]
+    assert ends[0] == pytest.approx(ends[1], rel=0.35)
+    with pytest.raises(EmprobeError, match="from 1 resamples was asked for. Give at least 2"):
+        left_out(one, other, 1, 0)
 
 
 def test_overlap_makes_both_sides_again_and_says_so() -> None:
@@ -166,17 +204,18 @@ def test_overlap_makes_both_sides_again_and_says_so() -> None:
     assert msc.has_interval
     assert msc.low <= msc.value <= msc.high
     assert (msc.clusters, msc.n) == (10, 58)
-    assert msc.method == "bias-corrected bootstrap over 10 and 28 groups, a and b made again in each of 60 draws"
+    assert msc.method == "jackknife over 10 and 28 groups, a and b made again without each of 10 and 28 blocks of them"
 
 
 def test_overlap_in_the_rows_span_is_overlap_in_d_model() -> None:
     # Fewer rows than dimensions: the resampling works in the coordinates of the rows' span, which changes no overlap.
     x = RNG.normal(size=(12, 40))
-    source = Source(x, np.arange(12), 2, True)
-    small = Source(np.linalg.qr(x.T)[1].T, np.arange(12), 2, True)
-    fixed = source.again(np.ones(12))
-    coordinates = small.again(np.ones(12))
-    one, two = bootstrap(source, fixed, 5, 0), bootstrap(small, coordinates, 5, 0)
+    basis = Subspace.from_deltas(x, k=2).basis.numpy()
+    whole = source(x, np.arange(12), 2)
+    held, rows = common_coordinates([basis, x])
+    assert rows.shape == (12, 14)
+    small = Source(rows, np.arange(12), held, True)
+    one, two = (left_out(made, made.again(), 20, 0)[0] for made in (whole, small))
     assert one["mean_squared_cosine"] == pytest.approx(two["mean_squared_cosine"], abs=1e-9)
 
 
