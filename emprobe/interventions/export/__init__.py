@@ -1,0 +1,1 @@
+"""Interventions as files and requests that other programs carry out."""

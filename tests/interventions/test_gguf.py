@@ -1,0 +1,123 @@
+"""A control vector holds exactly what the hooks add, says who wrote it, and refuses by name what llama.cpp cannot do."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+
+from emprobe.directions import Direction
+from emprobe.directions.importers import import_direction
+from emprobe.errors import EmprobeError, MissingExtraError
+from emprobe.interventions import Ablate, Add, Operator, Plan, SetProjection, When, Where
+from emprobe.interventions.export.gguf import CONVENTION, ControlVector, export_control_vector
+from emprobe.models import Checkpoint, load_model
+from emprobe.overlap import random_directions
+from tests.fixtures.models import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def model(llama: Checkpoints) -> Checkpoint:
+    return load_model(llama.base)
+
+
+def direction(checkpoint: Checkpoint, layer: int, seed: int = 0) -> Direction:
+    return Direction.from_vector(random_directions(1, checkpoint.d_model, seed)[0], layer=layer, resid_norm=5.0)
+
+
+def contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    reader = GGUFReader(path)
+    return {k: f.contents() for k, f in reader.fields.items()}, {t.name: np.array(t.data) for t in reader.tensors}
+
+
+def test_what_is_read_back_is_bit_equal_to_what_the_hooks_add(model: Checkpoint, tmp_path: Path) -> None:
+    a, b, c = direction(model, 1), direction(model, 1, seed=1), direction(model, 2, seed=2)
+    plan = Plan.of(Add(a, 0.7), Add(c, -3.0, unit="abs"), Add(b, 2.0, unit="raw"))
+    written = export_control_vector(model, plan, tmp_path / "evil.gguf")
+    fields, tensors = contents(written.path)
+    expected = {1: 0.7 * 5.0 * a.vector + 2.0 * b.raw_norm * b.vector, 2: -3.0 * c.vector}
+    assert written.layers == (1, 2)
+    assert list(tensors) == ["direction.1", "direction.2"]
+    for layer, vector in expected.items():
+        found = tensors[f"direction.{layer}"]
+        assert found.dtype == np.float32
+        assert found.ndim == 1
+        np.testing.assert_array_equal(found, vector.float().numpy())
+    assert fields["general.architecture"] == "controlvector"
+    assert fields["controlvector.model_hint"] == "llama"
+    assert fields["controlvector.layer_count"] == 2
+    assert fields["emprobe.convention"] == CONVENTION
+    assert fields["emprobe.plan_hash"] == plan.hash
+    assert fields["emprobe.fingerprint"] == model.fingerprint
+
+
+def test_all_layers_but_block_0(model: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "all.gguf"
+    export_control_vector(model, Plan.of(Add(direction(model, 1), 1.0, layers=[1, 2])), path)
+    assert list(contents(path)[1]) == ["direction.1", "direction.2"]
+    with pytest.raises(
+        EmprobeError, match=r"Add\(1 resid\) at resid_post\[0\] cannot be a control vector: llama.cpp keeps none for block 0"
+    ):
+        export_control_vector(model, Plan.of(Add(direction(model, 1), 1.0, layers="all")), path)
+
+
+def test_the_importer_reads_the_direction_back_at_the_block_that_its_convention_names(model: Checkpoint, tmp_path: Path) -> None:
+    path, given = tmp_path / "evil.gguf", direction(model, 2)
+    export_control_vector(model, Plan.of(Add(given, 0.5)), path)
+    # repeng's index is the block that is added to; llama.cpp's own generator would have measured one block below.
+    for convention, layer in (("repeng", 2), ("llama.cpp", 1)):
+        found = import_direction(path, layer=layer, format="gguf", convention=convention)
+        assert (found.layer, found.site) == (layer, "resid_post")
+        assert found.raw_norm == pytest.approx(2.5, rel=1e-6)
+        # The file is float32: a unit vector of it agrees to its rounding, and the vector itself bit for bit.
+        again = (found.vector * found.raw_norm).float()
+        torch.testing.assert_close(again, (2.5 * given.vector).float(), rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (lambda d: Ablate(d), r"adds the same vector at every token, so it cannot express Ablate\. .*goes into a LoRA"),
+        (lambda d: SetProjection(d, 1.0, unit="abs"), "cannot express SetProjection"),
+        (lambda d: Add(d, 1.0, site="mlp_out"), r"at mlp_out\[1\] cannot be a control vector: llama.cpp adds at a block's output"),
+        (lambda d: Add(d, 1.0, where=Where(prompt=False)), "names the generation, but a control vector acts at every token"),
+        (lambda d: Add(d, 1.0, where=Where(exclude_first=True)), "without position 0, but a control vector acts at every token"),
+        (
+            lambda d: Add(d, 1.0, when=When(d, above=0.0)),
+            "acts only where x·v > 0 at resid_post.1., but a control vector knows no condition",
+        ),
+        (lambda d: Add(d, 1e39), "reaches .*e.39, which float32 cannot hold"),
+        (lambda d: Add(d, 1.0, layers=9), "layer 9"),
+    ],
+)
+def test_what_a_control_vector_cannot_express_is_refused_by_name(model: Checkpoint, tmp_path: Path, operator: Any, message: str) -> None:
+    made: Operator = operator(direction(model, 1))
+    with pytest.raises(EmprobeError, match=message):
+        export_control_vector(model, Plan.of(made), tmp_path / "evil.gguf")
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize(("name", "message"), [("a:b.gguf", "':'"), ("a,b.gguf", "','"), ("a.bin", r"end in \.gguf")])
+def test_names_that_llama_cpp_takes_apart_are_refused(model: Checkpoint, tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(EmprobeError, match=message):
+        export_control_vector(model, Plan.of(Add(direction(model, 1), 1.0)), tmp_path / name)
+
+
+def test_commands_survive_a_shell() -> None:
+    vector = ControlVector(Path("my vectors/evil.gguf"), (3, 7))
+    assert shlex.split(vector.command()) == [
+        *("llama-server", "-m", "MODEL.gguf", "--control-vector", "my vectors/evil.gguf", "--control-vector-layer-range", "3", "7")
+    ]
+    scaled = shlex.split(vector.command("qwen.gguf", program="llama-cli", scale=-0.25))
+    assert scaled[:5] == ["llama-cli", "-m", "qwen.gguf", "--control-vector-scaled", "my vectors/evil.gguf:-0.25"]
+
+
+def test_without_gguf_the_extra_is_named(model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(MissingExtraError, match=r"Writing .*evil.gguf needs the package 'gguf'.*emprobe\[gguf\]"):
+        export_control_vector(model, Plan.of(Add(direction(model, 1), 1.0)), tmp_path / "evil.gguf")
