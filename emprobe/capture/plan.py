@@ -43,6 +43,7 @@ class Batch:
         weights: Share of a token in the mean that a rule takes over a row.
         counted: How often a token counts in the statistics over all tokens (position 0 never).
         past: How many tokens before these were computed already.
+        shares: Of a shared opening: for each row and rule which reading of `weights` (a plain sum) is its own, and its tokens' weight.
     """
 
     rows: tuple[int, ...]
@@ -52,6 +53,7 @@ class Batch:
     counted: Float[Tensor, "batch pos"]
     past: int
     padding: Padding
+    shares: tuple[Int[Tensor, "row rule"], Float[Tensor, "row rule"]] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -90,14 +92,28 @@ def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def prefix_batch(group: Group, rows: Sequence[Row]) -> Batch:
-    """The shared opening as one row of tokens, read for every row of the group at once."""
-    n_rules, length = len(rows[group.rows[0]].read), len(group.prefix)
-    weights = torch.zeros(len(group.rows), n_rules, length, dtype=torch.float64)
-    _weigh(weights, [rows[r] for r in group.rows], 0)
+    """The shared opening as one row of tokens, read for every row of the group at once.
+
+    Rows differ in how much a token weighs, hardly in which tokens they read: each set of tokens is summed up once.
+    """
+    length = len(group.prefix)
+    parts: dict[Sequence[int], int] = {}
+    own = [[parts.setdefault(_within(read, length), len(parts)) for read in rows[r].read] for r in group.rows]
+    share = torch.tensor([[1 / len(read) for read in rows[r].read] for r in group.rows], dtype=torch.float64)
+    weights = torch.zeros(1, len(parts), length, dtype=torch.float64)
+    for tokens, index in parts.items():
+        weights[0, index, list(tokens)] = 1
     counted = torch.full((1, length), float(len(group.rows)), dtype=torch.float64)
     counted[:, 0] = 0
     ids = torch.tensor([group.prefix])
-    return Batch(group.rows, ids, torch.ones_like(ids), weights.flatten(0, 1)[None], counted, 0, "right")
+    return Batch(group.rows, ids, torch.ones_like(ids), weights, counted, 0, "right", (torch.tensor(own), share))
+
+
+def _within(read: Sequence[int], length: int) -> Sequence[int]:
+    """Which of the tokens lie before `length`; equal sets of them are equal here, and can be looked up."""
+    if isinstance(read, range) and read.step == 1:
+        return range(min(read.start, length), min(read.stop, length))
+    return tuple(p for p in read if p < length)
 
 
 def row_batch(chosen: Sequence[int], rows: Sequence[Row], past: int, padding: Padding) -> Batch:

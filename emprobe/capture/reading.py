@@ -67,14 +67,16 @@ class Gathered:
     def add(self, reading: Reading, site: Site, layers: Sequence[int]) -> None:
         """Take in one batch's reading of this site; rows read in two parts (prefix and rest) add up."""
         batch, rows = reading.batch, list(reading.batch.rows)
-        n_rules, d_model = self.pooled.shape[1], self.pooled.shape[-1]
         for column, layer in enumerate(layers):
             pooled, token_sum, norm_sum = reading.found[site, layer]
-            self.pooled[rows, :, column] += pooled.reshape(len(rows), n_rules, d_model).cpu().float()
+            self.pooled[rows, :, column] += _by_row(pooled.cpu(), batch).float()
             self.token_sum[column] += token_sum.cpu()
             self.norm_sum[column] += norm_sum.cpu()
         self.n_tokens += batch.n_tokens
 
-    def values(self, rule: int) -> Float[Tensor, "row layer d_model"]:
-        """The rows of one rule."""
-        return self.pooled[:, rule]
+
+def _by_row(pooled: Float[Tensor, "batch reading d_model"], batch: Batch) -> Float[Tensor, "row rule d_model"]:
+    if batch.shares is None:
+        return pooled
+    own, share = batch.shares
+    return pooled[0, own] * share[..., None].to(pooled.dtype)

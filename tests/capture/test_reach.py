@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import DynamicCache, FalconH1Config
 
 from emprobe.capture import capture
 from emprobe.capture.backends import hooks
+from emprobe.capture.plan import Row, group_rows, prefix_batch
+from emprobe.capture.reading import Gathered, Reading
 from emprobe.errors import EmprobeError
 from emprobe.models import Checkpoint, load_model
 from emprobe.models.caches import empty_cache, lent_cache
@@ -120,3 +123,19 @@ def test_an_opening_that_does_not_fit_in_memory_is_not_shared(llama: Checkpoints
     acts = capture(checkpoint, rows, positions="all_tokens", progress=False)
     assert torch.equal(acts.values, whole.values)
     assert acts.n_tokens == whole.n_tokens
+
+
+def test_a_shared_opening_is_read_once_for_many_rows() -> None:
+    """What is kept of it must not grow with the rows: a device holds it for all layers at once."""
+    rows = [Row((*range(40), *range(n)), (range(1, 40 + n), (39 + n,), (0, 3, 39 + n), range(40, 40 + n))) for n in range(1, 101)]
+    (group,) = group_rows(rows, sys.maxsize)
+    batch = prefix_batch(group, rows)
+    assert batch.weights.shape == (1, 4, 40)  # tokens 1 to 39, none, 0 and 3, and none of a range
+    reading, gathered = Reading(batch), Gathered.empty(len(rows), 4, 1, 5)
+    hidden = torch.randn(1, 40, 5, dtype=torch.float64)
+    reading("resid_post", 0, hidden)
+    gathered.add(reading, "resid_post", [0])
+    for i, row in enumerate(rows):
+        for k, read in enumerate(row.read):
+            expected = hidden[0, [p for p in read if p < 40]].sum(dim=0) / len(read)
+            torch.testing.assert_close(gathered.pooled[i, k, 0].double(), expected, rtol=1e-6, atol=1e-6)
