@@ -41,6 +41,21 @@ class Kernel(Protocol):
         ...
 
 
+class _Numbers(NamedTuple):
+    """What a single edit needs at hand.
+
+    Attributes:
+        basis: (k, d_model), `first` its first row.
+        shift: What is added, where that does not depend on the hidden state; otherwise `None`.
+        scale: Of a change along one direction that only scales the projection; otherwise `None`.
+    """
+
+    basis: Tensor
+    first: Tensor
+    shift: Tensor | None
+    scale: float | None
+
+
 class Single:
     """One edit, on all rows or on those that carry its plan.
 
@@ -50,7 +65,7 @@ class Single:
 
     def __init__(self, edit: Edit, plan: int = 0, n_plans: int = 1) -> None:
         self.edit, self.plan, self.tally = edit, plan, Tally(self._measure, n_plans)
-        self._numbers: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._numbers: dict[tuple[torch.device, torch.dtype], _Numbers] = {}
 
     def write(self, hidden: Tensor, state: State) -> Tensor:
         """See `Kernel`."""
@@ -70,32 +85,33 @@ class Single:
 
     def _moved(self, exact: Tensor, mask: Tensor | None) -> Tensor:
         """The hidden state after the edit, bit-equal at the positions that are not named."""
-        basis, shift = self._on(exact)
-        change = self.edit.change
-        if isinstance(change, Affine) and len(basis) == 1:
-            if not change.scale:
-                return exact + shift if mask is None else torch.where(mask[..., None], exact + shift, exact)
-            if not change.shift[0]:
-                p = exact @ basis[0]
-                p = p if mask is None else torch.where(mask, p, 0.0)
-                return torch.addcmul(exact, p[..., None], basis[0], value=change.scale)
-        step = change.step(exact @ basis.T)
-        step = step if mask is None else torch.where(mask[..., None], step, 0.0)
-        return exact + step @ basis
+        on, change = self._on(exact), self.edit.change
+        if on.shift is not None:
+            return exact + on.shift if mask is None else torch.where(mask.unsqueeze(-1), exact + on.shift, exact)
+        if on.scale is not None:
+            p = exact @ on.first
+            p = p if mask is None else torch.where(mask, p, 0.0)
+            return torch.addcmul(exact, p.unsqueeze(-1), on.first, value=on.scale)
+        step = change.step(exact @ on.basis.T)
+        step = step if mask is None else torch.where(mask.unsqueeze(-1), step, 0.0)
+        return exact + step @ on.basis
 
-    def _on(self, exact: Tensor) -> tuple[Tensor, Tensor]:
-        """The basis, and what is added whatever the hidden state is, on its device and in its precision."""
+    def _on(self, exact: Tensor) -> _Numbers:
+        """The edit's numbers on a device and in a precision."""
         key = (exact.device, exact.dtype)
         if key not in self._numbers:
-            change = self.edit.change
-            shift = torch.tensor(change.shift, dtype=torch.float64) if isinstance(change, Affine) else torch.zeros(self.edit.k).double()
-            made = (self.edit.basis, shift @ self.edit.basis)
-            self._numbers[key] = (made[0].to(*key), made[1].to(*key))
+            basis, change = self.edit.basis.to(*key), self.edit.change
+            shift, scale = None, None
+            if isinstance(change, Affine) and change.scale == 0:
+                shift = (torch.tensor(change.shift, dtype=torch.float64) @ self.edit.basis).to(*key)
+            elif isinstance(change, Affine) and len(basis) == 1 and not change.shift[0]:
+                scale = change.scale
+            self._numbers[key] = _Numbers(basis, basis[0], shift, scale)
         return self._numbers[key]
 
     def _measure(self, hidden: Tensor, plan_of_row: Tensor | None) -> Measured:
         exact = _exact(hidden)
-        basis = self._on(exact)[0]
+        basis = self._on(exact).basis
         return _measured(exact, self._moved(exact, None).to(hidden.dtype), exact @ basis.T, lambda d: d @ basis.T)
 
 
