@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emprobe.interventions.changes import Affine
 from emprobe.interventions.edit import Edit
-from emprobe.interventions.tally import Measured, Tally
+from emprobe.interventions.tally import Seen, Tally
 from emprobe.interventions.tokens import Tokens
 
 
@@ -59,12 +59,11 @@ class _Numbers(NamedTuple):
 class Single:
     """One edit, on all rows or on those that carry its plan.
 
-    A forward pass of a small model is made of calls rather than of arithmetic, so the commonest changes take one call (adding) or two
-    (ablating), and what the receipt wants is measured later.
+    A forward pass of a small model is made of calls rather than of arithmetic, so the commonest changes take as few as can be.
     """
 
     def __init__(self, edit: Edit, plan: int = 0, n_plans: int = 1) -> None:
-        self.edit, self.plan, self.tally = edit, plan, Tally(self._measure, n_plans)
+        self.edit, self.plan, self.tally = edit, plan, Tally(lambda before, _: edit.change.step(before), n_plans)
         self._numbers: dict[tuple[torch.device, torch.dtype], _Numbers] = {}
 
     def write(self, hidden: Tensor, state: State) -> Tensor:
@@ -78,21 +77,22 @@ class Single:
             mask = _both(mask, carried.to(hidden.device)[:, None])
         if self.edit.when is not None:
             mask = _both(mask, state.held[id(self.edit)].to(hidden.device))
-        self.tally.add(tokens, mask, hidden, plans)
         exact = _exact(hidden)
-        moved = self._moved(exact, mask)
-        return moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
+        on = self._on(exact)
+        before = (exact @ on.first).unsqueeze(-1) if len(on.basis) == 1 else exact @ on.basis.T
+        moved = self._moved(exact, before, on, mask)
+        edited = moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
+        self.tally.add(_seen(tokens, mask, before, exact, edited, lambda added: added @ on.basis.T), plans)
+        return edited
 
-    def _moved(self, exact: Tensor, mask: Tensor | None) -> Tensor:
+    def _moved(self, exact: Tensor, before: Tensor, on: _Numbers, mask: Tensor | None) -> Tensor:
         """The hidden state after the edit, bit-equal at the positions that are not named."""
-        on, change = self._on(exact), self.edit.change
         if on.shift is not None:
             return exact + on.shift if mask is None else torch.where(mask.unsqueeze(-1), exact + on.shift, exact)
         if on.scale is not None:
-            p = exact @ on.first
-            p = p if mask is None else torch.where(mask, p, 0.0)
-            return torch.addcmul(exact, p.unsqueeze(-1), on.first, value=on.scale)
-        step = change.step(exact @ on.basis.T)
+            p = before if mask is None else torch.where(mask.unsqueeze(-1), before, 0.0)
+            return torch.addcmul(exact, p, on.first, value=on.scale)
+        step = self.edit.change.step(before)
         step = step if mask is None else torch.where(mask.unsqueeze(-1), step, 0.0)
         return exact + step @ on.basis
 
@@ -108,11 +108,6 @@ class Single:
                 scale = change.scale
             self._numbers[key] = _Numbers(basis, basis[0], shift, scale)
         return self._numbers[key]
-
-    def _measure(self, hidden: Tensor, plan_of_row: Tensor | None) -> Measured:
-        exact = _exact(hidden)
-        basis = self._on(exact).basis
-        return _measured(exact, self._moved(exact, None).to(hidden.dtype), exact @ basis.T, lambda d: d @ basis.T)
 
 
 class _Gathered(NamedTuple):
@@ -135,7 +130,7 @@ class Rowwise:
 
     def __init__(self, edits: Mapping[int, Edit], n_plans: int) -> None:
         first = next(iter(edits.values()))
-        self.where, self.tally = first.where, Tally(self._measure, n_plans)
+        self.where, self.tally = first.where, Tally(self._step, n_plans)
         self.vectors = torch.zeros(n_plans, first.basis.shape[1], dtype=torch.float64)
         self.numbers = torch.zeros(n_plans, 2, dtype=torch.float64)
         self.here = torch.zeros(n_plans, dtype=torch.bool)
@@ -152,14 +147,17 @@ class Rowwise:
         exact = _exact(hidden)
         rows = self._rows(state.plan_of_row, exact)
         mask = _both(state.tokens.named(self.where, hidden.device), rows.carried)
-        self.tally.add(state.tokens, mask, hidden, rows.plans)
-        moved = self._moved(exact, rows, mask)
-        return moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
+        before = torch.bmm(exact, rows.vectors)
+        step = torch.addcmul(rows.shift, before, rows.scale)
+        step = step if mask is None else torch.where(mask.unsqueeze(-1), step, 0.0)
+        moved = torch.addcmul(exact, step, rows.vectors.transpose(1, 2))
+        edited = moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
+        self.tally.add(_seen(state.tokens, mask, before, exact, edited, lambda added: torch.bmm(added, rows.vectors)), rows.plans)
+        return edited
 
-    def _moved(self, exact: Tensor, rows: _Gathered, mask: Tensor | None) -> Tensor:
-        step = torch.addcmul(rows.shift, torch.bmm(exact, rows.vectors), rows.scale)
-        step = step if mask is None else torch.where(mask[..., None], step, 0.0)
-        return torch.addcmul(exact, step, rows.vectors.transpose(1, 2))
+    def _step(self, before: Tensor, plan_of_row: Tensor | None) -> Tensor:
+        rows = self._rows(plan_of_row, before)
+        return torch.addcmul(rows.shift, before, rows.scale)
 
     def _rows(self, plan_of_row: Tensor | None, exact: Tensor) -> _Gathered:
         assert plan_of_row is not None, "rows carry no plans"
@@ -176,12 +174,6 @@ class Rowwise:
             self._gathered[key] = _Gathered(self.vectors[plan].to(*key)[:, :, None], shift, scale, carried, plans)
         return self._gathered[key]
 
-    def _measure(self, hidden: Tensor, plan_of_row: Tensor | None) -> Measured:
-        exact = _exact(hidden)
-        rows = self._rows(plan_of_row, exact)
-        moved = self._moved(exact, rows, None).to(hidden.dtype)
-        return _measured(exact, moved, torch.bmm(exact, rows.vectors), lambda d: torch.bmm(d, rows.vectors))
-
 
 def _exact(hidden: Tensor) -> Tensor:
     """Half precision is edited in float32."""
@@ -192,21 +184,17 @@ def _both(mask: Tensor | None, condition: Tensor | None) -> Tensor | None:
     return condition if mask is None else mask if condition is None else mask & condition
 
 
-class _Coordinates(Protocol):
-    def __call__(self, hidden: Tensor, /) -> Tensor: ...
-
-
-def _measured(exact: Tensor, moved: Tensor, before: Tensor, coordinates: _Coordinates) -> Measured:
-    """What really was added, after rounding to the model's dtype: (projection before, after, ‖Δh‖/‖h‖), each (batch, pos)."""
-    added = moved.to(exact.dtype) - exact
-    norm = torch.linalg.vector_norm(exact, dim=-1).clamp(min=torch.finfo(exact.dtype).tiny)
-    return _signed(before), _signed(before + coordinates(added)), torch.linalg.vector_norm(added, dim=-1) / norm
-
-
-def _signed(coordinates: Tensor) -> Tensor:
-    """The projection on a direction, or the norm of the part in a span of more dimensions."""
-    signed: Tensor = coordinates[..., 0] if coordinates.shape[-1] == 1 else torch.linalg.vector_norm(coordinates, dim=-1)
-    return signed
+@torch.no_grad()
+def _seen(
+    tokens: Tokens, mask: Tensor | None, before: Tensor, exact: Tensor, edited: Tensor, coordinates: Callable[[Tensor], Tensor]
+) -> Seen:
+    """What the receipt needs; in half precision a small step may be rounded away, so what really was added is measured."""
+    added = None
+    if edited.dtype != exact.dtype:
+        really = edited.to(exact.dtype) - exact
+        added = (coordinates(really), torch.linalg.vector_norm(really, dim=-1))
+    before = before.detach() if before.requires_grad else before
+    return Seen(tokens, mask, before, torch.linalg.vector_norm(exact, dim=-1), added)
 
 
 def kernels_of(edits: Sequence[tuple[int, Edit]], n_plans: int) -> list[tuple[Kernel, dict[int, Edit]]]:

@@ -1,4 +1,4 @@
-"""Counts of what was done, kept cheap: hooks leave what they saw, and it is measured for many forward passes at once."""
+"""Counts of what was done, kept cheap: hooks leave the few numbers they have in hand, and sums are formed for many passes at once."""
 
 from __future__ import annotations
 
@@ -13,19 +13,27 @@ from torch import Tensor
 from emprobe.interventions.tokens import Tokens
 
 LARGE = 2**18
-"""Numbers of hidden states that one hook lets wait before they are measured; a long prompt's are measured at once."""
+"""So many positions may wait before they are summed."""
 
-Measured = tuple[Tensor, Tensor, Tensor]
-Measure = Callable[[Tensor, Tensor | None], Measured]
-"""Projection before, projection after, and ‖Δh‖/‖h‖, each (batch, pos), of hidden states (batch, pos, d_model) of rows under plans."""
+Step = Callable[[Tensor, Tensor | None], Tensor]
+"""How far coordinates (batch, pos, k) move, given these and which plan each row carries."""
 
 
 class Seen(NamedTuple):
-    """What one hook saw in one forward pass: the hidden state before it wrote, and where it wrote (`None`: everywhere)."""
+    """What one hook saw in one forward pass; detached.
+
+    Attributes:
+        mask: Where it wrote; `None` is everywhere.
+        before: Coordinates before.
+        norm: Norm of the hidden state before.
+        added: Coordinates, and norm, of what really was added, where the model's dtype rounds it; otherwise `None`.
+    """
 
     tokens: Tokens
     mask: Bool[Tensor, "batch pos"] | None
-    hidden: Float[Tensor, "batch pos d_model"]
+    before: Float[Tensor, "batch pos k"]
+    norm: Float[Tensor, "batch pos"]
+    added: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,12 @@ class Tally:
     """Counts what one hook does, plan by plan.
 
     Args:
-        measure: What was done to hidden states, given these and which plan each row carries.
+        step: How far coordinates move.
         n_plans: How many plans the rows of a batch may carry.
     """
 
-    def __init__(self, measure: Measure, n_plans: int = 1) -> None:
-        self.measure, self.n_plans = measure, n_plans
+    def __init__(self, step: Step, n_plans: int = 1) -> None:
+        self.step, self.n_plans = step, n_plans
         self.forwards = 0
         self.named = True
         self._waiting: list[Seen] = []
@@ -65,14 +73,14 @@ class Tally:
         self._rows: Tensor | None = None
         self._sums: Tensor | None = None
 
-    def add(self, tokens: Tokens, mask: Tensor | None, hidden: Tensor, plan_of_row: Int[Tensor, " batch"] | None) -> None:
+    def add(self, seen: Seen, plan_of_row: Int[Tensor, " batch"] | None) -> None:
         """Note one forward pass; `plan_of_row` is `None` where there is one plan, and -1 for rows that carry none of these."""
-        if tokens.fresh:
+        if seen.tokens.fresh:
             self._close()
         self._plans = plan_of_row
         self.forwards += 1
-        self._waiting.append(Seen(tokens, mask, hidden.detach() if hidden.requires_grad else hidden))
-        self._size += hidden.numel()
+        self._waiting.append(seen)
+        self._size += seen.norm.numel()
         if self._size > LARGE:
             self._sum()
 
@@ -89,17 +97,29 @@ class Tally:
         if not self._waiting:
             return
         self.named = self.named and all(seen.tokens.generated is not None for seen in self._waiting)
-        hidden = torch.cat([seen.hidden for seen in self._waiting], dim=1)
+        before, norm = (torch.cat([getattr(seen, name) for seen in self._waiting], dim=1) for name in ("before", "norm"))
         # Apple's GPUs have no float64.
-        exact = torch.float32 if hidden.device.type == "mps" else torch.float64
+        exact = torch.float32 if norm.device.type == "mps" else torch.float64
+        before = before.to(exact)
+        step, moved = self._moves(before)
         steered = torch.cat([_filled(seen.mask, seen) for seen in self._waiting], dim=1)
-        told = torch.cat([_filled(bool(g) if (g := seen.tokens.generated) is None else g, seen) for seen in self._waiting], dim=1)
-        numbers = [steered, told, *self.measure(hidden, self._plans)]
+        told = torch.cat([_filled(_known(seen.tokens), seen) for seen in self._waiting], dim=1)
+        change = moved / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        numbers = [steered, told, _signed(before), _signed(before + step), change]
         # A padding token's hidden state may be anything, NaN included, so it is chosen away and not multiplied.
         columns = torch.where(steered[..., None], torch.stack([n.to(exact) for n in numbers], dim=-1), 0.0)
         rows = columns.sum(dim=1)
         self._rows = rows if self._rows is None else self._rows + rows
         self._waiting, self._size = [], 0
+
+    def _moves(self, before: Tensor) -> tuple[Tensor, Tensor]:
+        """How far coordinates, and hidden states, of what is waiting moved."""
+        added = [seen.added for seen in self._waiting if seen.added is not None]
+        if not added:
+            step = self.step(before, self._plans)
+            return step, torch.linalg.vector_norm(step.expand_as(before), dim=-1)
+        steps, norms = zip(*added, strict=True)
+        return torch.cat(steps, dim=1).to(before.dtype), torch.cat(norms, dim=1).to(before.dtype)
 
     def _close(self) -> None:
         """Add up the rows of the batch under way; what comes next is another."""
@@ -115,9 +135,19 @@ class Tally:
         self._rows = None
 
 
+def _signed(coordinates: Tensor) -> Tensor:
+    """The projection on a direction, or the norm of the part in a span of more dimensions."""
+    signed: Tensor = coordinates[..., 0] if coordinates.shape[-1] == 1 else torch.linalg.vector_norm(coordinates, dim=-1)
+    return signed
+
+
+def _known(tokens: Tokens) -> Tensor | bool:
+    return False if tokens.generated is None else tokens.generated
+
+
 def _filled(given: Tensor | bool | None, seen: Seen) -> Tensor:
     """A mask in full; `None` and `True` are everywhere."""
-    shape, device = seen.hidden.shape[:2], seen.hidden.device
+    shape, device = seen.norm.shape, seen.norm.device
     if isinstance(given, Tensor):
         return given.to(device).expand(shape)
     return torch.full(shape, given is not False, device=device)
