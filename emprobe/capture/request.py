@@ -21,7 +21,7 @@ from emprobe.models.chat import Encoded, summarise_notes
 from emprobe.models.load import Checkpoint
 from emprobe.models.pair import CheckpointPair
 from emprobe.models.positions import RULES, Positions, check_rule, name_of, resolve_positions
-from emprobe.models.reach import lengths_of, sees_later_tokens
+from emprobe.models.reach import changed_by_padding, lengths_of
 from emprobe.models.sites import READABLE_SITES, check_layers, check_site
 from emprobe.models.spans import plain_spans
 from emprobe.types import Conversation, Site
@@ -79,18 +79,19 @@ class Request:
         checkpoints = tuple(self.roles.values())
         backend = backend_of(self.backend, checkpoints, self.sites, self.layers, remote=self.remote)
         bar = tqdm(total=n_rows, desc=f"capture {' '.join(self.sites)}", unit="row", disable=not self.progress, leave=False)
-        if self.padding == "right" and not self.remote:
-            self._check_causal()
+        if not self.remote:
+            self._check_padding()
         switch = min((s for c in checkpoints if (s := lengths_of(c.hf).switch)), default=sys.maxsize)
         return Engine(checkpoints, backend, self.sites, self.layers, self.token_budget, self.share_prefix, self.padding, Speed(bar), switch)
 
-    def _check_causal(self) -> None:
+    def _check_padding(self) -> None:
+        why = {
+            "right": "tokens see later ones (bidirectional attention), so padding on the right changes what is read. Give padding='left'",
+            "left": "no mask stops what padding on the left leaves behind (recurrent layers). Give padding='right'",
+        }
         for checkpoint in self.roles.values():
-            if sees_later_tokens(checkpoint.hf):
-                raise EmprobeError(
-                    f"In {checkpoint.name!r} ({type(checkpoint.hf).__name__}) tokens see later ones (bidirectional attention), so padding "
-                    "on the right would change what is read. Give padding='left', which it is told to ignore."
-                )
+            if changed_by_padding(checkpoint.hf, self.padding):
+                raise EmprobeError(f"In {checkpoint.name!r} ({type(checkpoint.hf).__name__}) {why[self.padding]}.")
 
     def chunks(self, conversations: Iterable[Conversation], size: int | None) -> Iterator[Chunk]:
         """The conversations in parts of `size` rows (all at once if None), encoded, with the tokens that are read."""

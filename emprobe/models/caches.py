@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from emprobe.models.blocks import decoder_of
 from emprobe.models.load import Checkpoint
 
 
 def empty_cache(checkpoint: Checkpoint) -> Any | None:
     """A cache for this model, or None if it keeps other state than keys and values (recurrent layers)."""
+    if "past_key_values" not in inspect.signature(decoder_of(checkpoint.hf).forward).parameters:
+        return None
     cache = DynamicCache(config=checkpoint.hf.config.get_text_config(decoder=True))
     # Not isinstance: a layer that keeps a recurrent state beside its keys is a DynamicLayer too.
     return cache if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers) else None

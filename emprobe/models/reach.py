@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from emprobe.models.blocks import blocks_of, decoder_of, probe_ids
 from emprobe.models.proof import HALF_TOLERANCE, TOLERANCES, unhooked
@@ -16,23 +16,42 @@ from emprobe.models.proof import HALF_TOLERANCE, TOLERANCES, unhooked
 MOST_OFFSET = 8
 """By how many rows a table of positions may be longer than there are positions (OPT's has two more)."""
 
-_sees_later: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_changed: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
 
-def sees_later_tokens(model: Any) -> bool:
-    """Whether a token's hidden state depends on tokens after it: then padding on the right changes it.
+def changed_by_padding(model: Any, side: Literal["right", "left"]) -> bool:
+    """Whether padding on that side changes what a real token holds; paid for once per model and side.
 
-    Found on the model itself, by changing the last of a few tokens in one small forward pass; paid for once per model.
+    On the right it does where a token sees later ones (bidirectional attention), since no mask is given there; on the left where
+    something but attention carries earlier tokens on, which no mask stops (recurrent layers). Found on the model itself, by a small
+    forward pass.
     """
-    if model not in _sees_later:
-        ids = probe_ids(model).repeat(2, 1)
-        ids[1, -1] = ids[1, 0]
+    known = _changed.setdefault(model, {})
+    if side not in known:
         decoder = decoder_of(model)
         with unhooked(decoder), torch.no_grad():
-            one, other = decoder(input_ids=ids, use_cache=False)[0][:, :-1]
+            one, other = (_padded_right if side == "right" else _padded_left)(decoder, probe_ids(model))
         off = (one.double() - other.double()).norm() / one.double().norm()
-        _sees_later[model] = bool(off > TOLERANCES.get(one.dtype, HALF_TOLERANCE))
-    return _sees_later[model]
+        known[side] = bool(off > TOLERANCES.get(one.dtype, HALF_TOLERANCE))
+    return known[side]
+
+
+def _padded_right(decoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The same tokens before two different last ones."""
+    both = ids.repeat(2, 1)
+    both[1, -1] = ids[0, 0]
+    one, other = decoder(input_ids=both, use_cache=False)[0][:, :-1]
+    return one, other
+
+
+def _padded_left(decoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens alone, and behind two that are masked."""
+    padded = torch.cat([ids[:, -2:], ids], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :2] = 0
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    left = decoder(input_ids=padded, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+    return decoder(input_ids=ids, use_cache=False)[0], left[:, 2:]
 
 
 @dataclass(frozen=True)

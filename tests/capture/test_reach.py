@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, FalconH1Config
+from transformers import DynamicCache, FalconH1Config, RwkvConfig, RwkvForCausalLM
 
 from emprobe.capture import capture
 from emprobe.capture.backends import hooks
@@ -19,7 +20,7 @@ from emprobe.errors import EmprobeError
 from emprobe.models import Checkpoint, load_model
 from emprobe.models.caches import empty_cache, lent_cache
 from emprobe.models.chat import encode_all
-from emprobe.models.reach import Lengths, lengths_of, sees_later_tokens
+from emprobe.models.reach import Lengths, changed_by_padding, lengths_of
 from emprobe.types import Conversation
 from tests.capture.test_capture import ROWS, alone
 from tests.capture.test_parity import close, opened
@@ -39,8 +40,24 @@ def whole(checkpoint: Checkpoint, rows: list[Conversation], layer: int) -> torch
 
 
 @pytest.mark.parametrize("name", ALL_ARCHITECTURES)
-def test_every_architecture_is_causal_as_it_is_released(checkpoints_of: Any, name: Any) -> None:
-    assert not sees_later_tokens(load_model(checkpoints_of(name).base).hf)
+def test_no_padding_changes_an_architecture_as_it_is_released(checkpoints_of: Any, name: Any) -> None:
+    checkpoint = load_model(checkpoints_of(name).base)
+    assert not changed_by_padding(checkpoint.hf, "right")
+    assert not changed_by_padding(checkpoint.hf, "left")
+    assert isinstance(empty_cache(checkpoint), DynamicCache)
+
+
+def test_recurrent_layers_share_no_opening_and_are_refused_with_padding_on_the_left(llama: Checkpoints) -> None:
+    config = RwkvConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+    checkpoint = replace(load_model(llama.base), model=RwkvForCausalLM(config).eval())
+    with torch.no_grad():
+        for weight in checkpoint.hf.parameters():
+            weight.copy_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+    assert empty_cache(checkpoint) is None
+    with pytest.raises(EmprobeError, match=r"recurrent layers\). Give padding='right'"):
+        capture(checkpoint, ROWS, padding="left", progress=False)
+    rows = opened(6)
+    close(capture(checkpoint, rows, positions="all_tokens", layers=1, progress=False).values, whole(checkpoint, rows, 1), 1e-4)
 
 
 def test_bidirectional_attention_is_refused_with_padding_on_the_right(llama: Checkpoints, tmp_path: Path) -> None:
