@@ -123,8 +123,8 @@ def check_labels(labels: Sequence[bool] | None, rows: int) -> Bools:
     y = np.asarray(labels)
     if len(y) != rows:
         raise EmprobeError(f"labels has {len(y)} entries for {rows} rows. Give one per row.")
-    if not np.isin(y, (0, 1)).all():
-        raise EmprobeError(f"labels holds {sorted(set(y.tolist()))[:5]}; give True or False for each row.")
+    if y.ndim != 1 or y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
+        raise EmprobeError(f"labels holds [{', '.join(sorted(set(map(repr, y.ravel().tolist())))[:5])}]; give True or False for each row.")
     y = y.astype(np.bool_)
     positive = int(y.sum())
     if positive in (0, len(y)):

@@ -22,6 +22,8 @@ def top_energy(vector: ArrayLike, k: int = 5) -> float:
     squares = np.asarray(vector, dtype=np.float64) ** 2
     if not 1 <= k <= len(squares):
         raise EmprobeError(f"The share of the top {k} of {len(squares)} dimensions was asked for; give k between 1 and {len(squares)}.")
+    if not np.isfinite(squares).all():
+        raise EmprobeError(f"The energy of a vector with {int((~np.isfinite(squares)).sum())} NaN or infinite values was asked for.")
     if not squares.sum() > 0:
         raise EmprobeError("The energy of a vector of zeros was asked for, and it has none.")
     return float(np.sort(squares)[-k:].sum() / squares.sum())
@@ -40,6 +42,10 @@ def bf16_rounding(low: ArrayLike, high: ArrayLike) -> float:
         0.5
     """
     a, b = (torch.as_tensor(np.asarray(x, dtype=np.float64)) for x in (low, high))
+    if a.shape != b.shape or not bool((torch.isfinite(a) & torch.isfinite(b)).all()):
+        raise EmprobeError(
+            f"Means of shapes {list(a.shape)} and {list(b.shape)} were given; rounding is told of two finite ones of one shape."
+        )
     difference = b - a
     if not float(difference.norm()) > 0:
         raise EmprobeError("The rounding of a difference of two equal means was asked for; there is nothing to round.")

@@ -258,8 +258,9 @@ def _squared_sines(own: Floats, means: Floats, d: Floats, plan: _Plan) -> Floats
     # k (k - 1) products of different questions stand for the k² of an infinite sample.
     products = without_diagonal(gram) * np.sqrt(plan.k / (plan.k - 1))
     drawn = np.maximum(mean_square + np.einsum("ij,ij->i", plan.signs @ products, plan.signs), 0.0) * plan.k / (plan.k - 1)
-    # The error's mean square is itself estimated, from k - 1 deviations in as many dimensions as they effectively fill.
+    # The error's mean square is itself estimated, from k - 1 deviations in as many dimensions as they effectively fill;
+    # of two questions, whose deviations are one line, no more than that one is known.
     crossed = float((products**2).sum())
-    filled = mean_square**2 / crossed if crossed > 0 else np.inf
+    filled = mean_square**2 / crossed if plan.k > 2 and crossed > 0 else 1.0
     degrees = (plan.k - 1) * filled
-    return np.asarray(drawn / square * (chi2.isf(plan.shares, degrees) / degrees if np.isfinite(degrees) else 1.0) ** -1)
+    return np.asarray(drawn / square * degrees / chi2.isf(plan.shares, degrees))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emprobe.errors import EmprobeError, MismatchError
@@ -80,8 +81,8 @@ class Overlap:
 
 
 def overlap(
-    a: Subspace | DirectionLike | Tensor,
-    b: Subspace | DirectionLike | Tensor,
+    a: Subspace | DirectionLike | Tensor | NDArray[Any],
+    b: Subspace | DirectionLike | Tensor | NDArray[Any],
     *,
     nulls: Sequence[str | Analytic | FrameLaw] = NULLS,
     rows_a: Any = None,
@@ -121,7 +122,7 @@ def overlap(
     """
     first, second = (_as_subspace(side) for side in (a, b))
     _check_belong(first, second)
-    laws = [_law(null) for null in nulls]
+    laws = [_law(null) for null in ([nulls] if isinstance(nulls, str) else nulls)]
     rows = [_fitting_rows(r, s, which) for r, s, which in ((rows_a, first, "rows_a"), (rows_b, second, "rows_b"))]
     whole = Side(first.basis.double().numpy(), _mean(first)), Side(second.basis.double().numpy(), None, rows[1])
     values = measures(*whole)
@@ -200,7 +201,7 @@ def _with_null(estimate: Estimate, null: Null | None) -> Estimate:
     return Estimate(estimate.value, estimate.low, estimate.high, estimate.n, estimate.clusters, estimate.method, estimate.level, null)
 
 
-def _as_subspace(side: Subspace | DirectionLike | Tensor) -> Subspace:
+def _as_subspace(side: Subspace | DirectionLike | Tensor | NDArray[Any]) -> Subspace:
     return side if isinstance(side, Subspace) else Subspace.from_directions([side], made_from="one direction")
 
 
@@ -209,9 +210,9 @@ def _mean(space: Subspace) -> Floats | None:
 
 
 def _law(null: str | Analytic | FrameLaw) -> Analytic | FrameLaw:
-    if not isinstance(null, str):
+    if not isinstance(null, str) and (isinstance(null, Analytic) or hasattr(null, "images")):
         return null
-    if null not in BY_NAME:
+    if not isinstance(null, str) or null not in BY_NAME:
         raise EmprobeError(
             f"The null {null!r} was asked for by name; by name alone there are {', '.join(BY_NAME)}. Those that need rows are given "
             "with them, such as nulls.covariance_matched(rows)."

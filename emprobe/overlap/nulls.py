@@ -18,6 +18,7 @@ from emprobe.errors import EmprobeError, MismatchError
 from emprobe.overlap.covariance import CovarianceMatched
 from emprobe.overlap.frames import ActivationDifferences, FrameLaw, Haar, batches, fitting, orthonormalised, varying_rows
 from emprobe.overlap.measures import SMALLER_IS_MORE, Side, measures_of_images, targets_of
+from emprobe.overlap.resampling import numbered
 from emprobe.stats import null_of
 from emprobe.types import Null
 
@@ -88,8 +89,8 @@ class Permutation:
         self.classes, self.labels = np.unique(np.asarray(labels), return_inverse=True)
         if len(self.classes) < 2:
             raise EmprobeError(f"A permutation null was asked of {n} rows that all bear the label {self.classes[0]}. Give two classes.")
-        _, codes = np.unique(np.asarray(of), return_inverse=True)
-        self.groups = [np.flatnonzero(codes == g) for g in range(codes.max() + 1)]
+        (codes,), (count,) = numbered([of], [n])
+        self.groups = [np.flatnonzero(codes == g) for g in range(count)]
         if not any(len(set(self.labels[group])) > 1 for group in self.groups):
             raise EmprobeError(
                 f"Labels were to be shuffled within {len(self.groups)} groups, but in each all rows bear one label, so nothing can move. "

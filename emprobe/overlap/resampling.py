@@ -36,7 +36,8 @@ class Source:
         """
         rows, k = self.rows[~np.isin(self.groups, without)], len(self.basis)
         mean = rows.mean(axis=0) if self.centred and len(rows) else None
-        basis = _leading(rows if mean is None else rows - mean, k)
+        # Equal rows leave rounding after centring, which is no dimension.
+        basis = _leading(rows if mean is None else rows - mean, k, least=1e-28 * float((rows**2).sum()))
         if len(basis) < k:
             raise EmprobeError(
                 f"An interval was asked for, but without one of their groups the {len(self.rows)} rows have fewer than {k} dimensions. "
@@ -138,6 +139,8 @@ def ceiling(
     """
     found = matrix_of(rows).astype(np.float64)
     codes, count = numbered([groups], [len(found)])
+    if splits < 1:
+        raise EmprobeError(f"A noise ceiling of {splits} splits was asked for. Give at least 1, better {SPLITS}.")
     if count[0] < 2:
         raise EmprobeError(f"A noise ceiling was asked of {len(found)} rows in one group, which has no halves. Give two groups or more.")
     rng = np.random.default_rng(seed)
@@ -166,17 +169,17 @@ def numbered(groups: Sequence[Sequence[Hashable] | None], sizes: Sequence[int]) 
     return codes, counts
 
 
-def _leading(rows: Floats, k: int) -> Floats:
-    """Leading right singular vectors by the smaller Gram matrix; as precise as a resample's noise asks, and several times faster."""
+def _leading(rows: Floats, k: int, least: float) -> Floats:
+    """Leading right singular vectors by the smaller Gram matrix, which is several times faster; none where one has no more than `least`."""
     n, d = rows.shape
     if min(n, d) < k:
         return np.zeros((0, d))
-    if n > d:
-        return np.asarray(linalg.eigh(rows.T @ rows, subset_by_index=(d - k, d - 1), check_finite=False)[1].T[::-1])
-    values, left = linalg.eigh(rows @ rows.T, subset_by_index=(n - k, n - 1), check_finite=False)
-    if values[0] <= values[-1] * 1e-13:
+    gram = rows.T @ rows if n > d else rows @ rows.T
+    values, vectors = linalg.eigh(gram, subset_by_index=(len(gram) - k, len(gram) - 1), check_finite=False)
+    if values[0] <= max(values[-1] * 1e-13, least):
         return np.zeros((0, d))
-    return np.asarray(linalg.qr(rows.T @ left[:, ::-1], mode="economic", check_finite=False)[0].T)
+    vectors = vectors[:, ::-1]
+    return np.asarray((vectors if n > d else linalg.qr(rows.T @ vectors, mode="economic", check_finite=False)[0]).T)
 
 
 def _range(name: str) -> tuple[float, float]:

@@ -27,7 +27,12 @@ def matrix_of(values: Any, what: str = "rows") -> NDArray[Any]:
     """
     if isinstance(values, torch.Tensor):
         values = (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).detach().cpu().numpy()
-    found = np.asarray(values)
+    try:
+        found = np.asarray(values)
+    except ValueError as error:
+        raise EmprobeError(f"The {what} are no rows of numbers of one length ({error}). Give an array [n, d_model].") from None
+    if found.dtype.kind not in "fiub" and values is not None:
+        raise EmprobeError(f"The {what} are of type {found.dtype}, not real numbers. Give an array [n, d_model] of these.")
     if found.dtype != np.float32:
         found = found.astype(np.float64, copy=False)
     if found.ndim == 1 and found.size:
@@ -137,8 +142,10 @@ def _check_size(rows: Floats, k: int | None, share: float | None, what: str) -> 
         raise EmprobeError(f"A subspace of {what} needs exactly one of k= (how many components) and share= (how much they explain).")
     if share is not None and not 0 < share <= 1:
         raise EmprobeError(f"share={share} was asked for; the explained share lies in (0, 1], such as 0.95.")
-    if k is not None and not 1 <= k <= d_model:
-        raise EmprobeError(f"A subspace of k = {k} dimensions was asked for in d_model {d_model}. Give 1 <= k <= {d_model}.")
+    if k is not None and not (isinstance(k, int | np.integer) and 1 <= k <= d_model):
+        raise EmprobeError(
+            f"A subspace of k = {k!r} dimensions was asked for in d_model {d_model}. Give 1 <= k <= {d_model}, a whole number."
+        )
     if k is not None and k > n:
         raise EmprobeError(f"{k} components were asked of {n} {what}, which span at most {n}. Give more rows or a smaller k.")
 

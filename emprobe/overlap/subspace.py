@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emprobe.activations import PairActivations
@@ -135,7 +136,7 @@ class Subspace:
         return cls._of(found, words, len(deltas), layer, site, positions, provenance or {})
 
     @classmethod
-    def from_directions(cls, directions: Sequence[DirectionLike | Tensor], *, made_from: str | None = None) -> Subspace:
+    def from_directions(cls, directions: Sequence[DirectionLike | Tensor | NDArray[Any]], *, made_from: str | None = None) -> Subspace:
         """The span of several directions or vectors, each counted with norm 1; layer, site and positions where all agree.
 
         Raises:
@@ -146,7 +147,7 @@ class Subspace:
             >>> Subspace.from_directions([torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])]).k
             2
         """
-        vectors = [d if isinstance(d, Tensor) else d.vector for d in directions]
+        vectors = [_vector(d) for d in directions]
         if not vectors:
             raise EmprobeError("A subspace was asked of no directions. Give at least one.")
         if len({tuple(v.shape) for v in vectors}) > 1 or vectors[0].ndim != 1:
@@ -156,7 +157,7 @@ class Subspace:
         if not norms.all():
             raise EmprobeError(f"Direction {int(norms.argmin())} of {len(rows)} is zero and points nowhere. Leave it out.")
         found = independent_span(rows / norms, "directions")
-        known = [d for d in directions if not isinstance(d, Tensor)]
+        known = [d for d in directions if not isinstance(d, Tensor | np.ndarray)]
         places = [{getattr(d, name) for d in known} if len(known) == len(vectors) else set() for name in ("layer", "site", "positions")]
         layer, site, positions = (place.pop() if len(place) == 1 else None for place in places)
         sources = {"directions": [dict(d.provenance) for d in known]} if known else {}
@@ -262,3 +263,16 @@ class Subspace:
         asked = {"d_model": d_model, "layer": layer, "site": site, "fingerprint": fingerprint}
         check_fits(str(path), asked, {"d_model": found.d_model, "layer": found.layer, "site": found.site}, found.provenance)
         return found
+
+
+def _vector(direction: DirectionLike | Tensor | NDArray[Any]) -> Tensor:
+    if isinstance(direction, Tensor):
+        return direction
+    if isinstance(direction, np.ndarray) and np.issubdtype(direction.dtype, np.number):
+        return torch.from_numpy(direction.astype(np.float64))
+    vector = getattr(direction, "vector", None)
+    if not isinstance(vector, Tensor):
+        raise EmprobeError(
+            f"A direction, a tensor or an array of numbers was asked for, but got a {type(direction).__name__}: {direction!r:.60}."
+        )
+    return vector

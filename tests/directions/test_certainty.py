@@ -266,6 +266,12 @@ def test_the_cosine_with_the_truth_is_covered(d: int, questions: int, rows: int,
     assert 0.92 <= hits / 300 <= 0.98
 
 
+def test_two_questions_leave_much_doubt() -> None:
+    X = noisy(np.random.default_rng(3), 8, 2, 15, 0.5, 1.0) + 1
+    found = next(resample_directions([X], names(2, 15))).truth
+    assert found.low < found.value - 0.1
+
+
 def test_float32_and_float64_agree_and_the_direction_is_exact() -> None:
     rng = np.random.default_rng(2)
     X = (noisy(rng, 300, 20, 8, 1, 1) + 1 + 50 * (np.arange(300) == 7)).astype(np.float32)
@@ -334,5 +340,11 @@ def test_energy_and_rounding() -> None:
         bf16_rounding(mean, mean)
     with pytest.raises(EmprobeError, match="give k between 1 and 3"):
         top_energy([1.0, 2, 3], 5)
+    with pytest.raises(EmprobeError, match="shapes .2. and .1. were given"):
+        bf16_rounding([1.0, 2], [1.0])
+    with pytest.raises(EmprobeError, match="two finite ones"):
+        bf16_rounding([math.nan], [1.0])
+    with pytest.raises(EmprobeError, match="with 1 NaN or infinite values"):
+        top_energy([math.nan, 1.0, 2.0], 1)
     with pytest.raises(EmprobeError, match="it has none"):
         top_energy(np.zeros(9))

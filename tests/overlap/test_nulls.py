@@ -215,6 +215,7 @@ EQUAL = np.ones((5, D))
         (lambda: nulls.activation_differences(FEW), 8, "8 differences of disjoint pairs need 16 rows, and there are 15"),
         (lambda: nulls.haar(), D + 1, f"random subspace of {D + 1} dimensions was asked for in d_model {D}"),
         (lambda: nulls.permutation(FEW, [0] * 15), 1, "15 rows that all bear the label 0"),
+        (lambda: nulls.covariance_matched(FEW.astype(complex)), 1, "of type complex128, not real numbers"),
         (lambda: nulls.permutation(FEW, [0, 1]), 1, "15 rows came with 2 labels"),
         (lambda: nulls.permutation(FEW, [0] * 7 + [1] * 8, [0] * 7 + [1] * 8), 1, "in each all rows bear one label, so nothing can move"),
         (lambda: nulls.permutation(FEW, [0, 1, 2] * 5), 1, "3 classes gives 2 dimension.s., and 1 were asked"),
@@ -223,6 +224,11 @@ EQUAL = np.ones((5, D))
 def test_a_null_that_cannot_be_drawn(law: Any, k: int, message: str) -> None:
     with pytest.raises(EmprobeError, match=message):
         list(law().images(FIXED, k, 5, 0))
+
+
+def test_groups_of_any_names_are_told_apart() -> None:
+    law = nulls.permutation(FEW[:8], [0, 1] * 4, ["1", "1", 1, 1, None, None, "x", "x"])
+    assert [group.tolist() for group in law.groups] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 @pytest.mark.parametrize("p", [[], [0.5, 1.5], [0.5, float("nan")]])

@@ -91,6 +91,12 @@ def test_the_cosine_of_two_vectors_keeps_its_sign(signs: tuple[int, int]) -> Non
     assert found.cosine.value == pytest.approx(0.6 * signs[0] * signs[1])
 
 
+def test_arrays_are_vectors_and_a_null_may_be_named_alone() -> None:
+    found = overlap(np.array([2.0, 0.0]), torch.tensor([0.6, 0.8]), nulls="analytic")
+    assert found.cosine.value == pytest.approx(0.6)
+    assert set(found.nulls["mean_squared_cosine"]) == {"analytic"}
+
+
 def test_reading_a_measure_that_is_not_there_says_which_are() -> None:
     with pytest.raises(AttributeError, match="no measure 'similarity'; it has angle_1"):
         _ = overlap(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).similarity
@@ -249,6 +255,9 @@ def test_cka_does_not_see_rotation_and_scale_and_is_the_feature_form() -> None:
 
 ROWS = RNG.normal(size=(6, 5))
 SPACE = Subspace.from_deltas(ROWS, k=2)
+TWICE = RNG.normal(size=(2, 5)).repeat(3, axis=0)
+"""Two different rows, one a group: without either group nothing varies."""
+TWO_TEXTS, TWO_WIDE = Subspace.from_deltas(TWICE, k=1), Subspace.from_deltas(TWICE.repeat(3, 0), k=1)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +270,18 @@ SPACE = Subspace.from_deltas(ROWS, k=2)
         (lambda: plain(SPACE, SPACE, rows_a=ROWS, groups_a=["q"] * 5), "6 rows came with 5 group names"),
         (lambda: plain(SPACE, SPACE, rows_a=ROWS, groups_a=["q"] * 6), "rows in one group, which show no doubt"),
         (lambda: plain(SPACE, SPACE, rows_b=np.where(np.eye(6, 5) > 0, np.nan, ROWS)), "row 0 of 6 holds 1 NaN"),
+        (lambda: plain(SPACE, SPACE, nulls=[3]), "The null 3 was asked for by name"),
+        (lambda: overlap([1.0] * 5, SPACE), "A direction, a tensor or an array of numbers was asked for, but got a list"),
+        (lambda: plain(SPACE, SPACE, rows_a=ROWS, resamples=1), "An interval from 1 resamples was asked for"),
+        (
+            lambda: plain(TWO_TEXTS, SPACE, rows_a=TWICE, groups_a=list("aaabbb")),
+            "without one of their groups the 6 rows have fewer than 1",
+        ),
+        (
+            lambda: plain(TWO_WIDE, SPACE, rows_a=TWICE[:, :5].repeat(3, 0), groups_a=list("a" * 9 + "b" * 9)),
+            "the 18 rows have fewer than 1",
+        ),
+        (lambda: ceiling(ROWS, k=1, splits=0), "ceiling of 0 splits"),
         (lambda: plain(SPACE, SPACE, nulls=["gaussian"]), "null 'gaussian' was asked for by name; by name alone there are analytic, haar"),
         (lambda: plain(SPACE, SPACE, nulls=["covariance_matched"]), "with them, such as nulls.covariance_matched"),
         (lambda: plain(SPACE, SPACE, nulls=[covariance_matched(RNG.normal(size=(9, 4)))]), "null's rows have d_model 4, the subspaces 5"),
