@@ -7,16 +7,19 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from emprobe.errors import EmprobeError, MismatchError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -139,7 +142,40 @@ def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, A
         raise EmprobeError(f"{path} could not be read as safetensors: {error}. The file may be cut short.") from error
     if "card" not in metadata:
         raise EmprobeError(f"{path} holds tensors but no emprobe card, so what they mean is unknown. Was it saved by emprobe?")
-    return tensors, json.loads(metadata["card"])
+    try:
+        card = json.loads(metadata["card"])
+    except ValueError as error:
+        raise EmprobeError(f"{path} has a card that is no JSON: {error}. Was it edited? Save it again.") from error
+    if not isinstance(card, dict):
+        raise EmprobeError(f"{path} has a card that is a {type(card).__name__} and no table of names. Was it saved by emprobe?")
+    return tensors, card
+
+
+def load_record(path: Path | str, kind: type[T], tensors: Collection[str]) -> T:
+    """A dataclass whose `card` and tensors `save_tensors` wrote under its class's name.
+
+    Args:
+        path: The file.
+        kind: The dataclass.
+        tensors: Names of the tensors that it takes, which the file may leave out only where the dataclass has a default.
+
+    Raises:
+        EmprobeError: If the file holds another record, or its card is not one of this record.
+    """
+    found, card = load_tensors(path)
+    if card.pop("record", None) != kind.__name__:
+        raise EmprobeError(f"{path} holds no {kind.__name__.lower()}. Was it written by {kind.__name__}.save?")
+    values = {**card, **found}
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
+    wrong = [*sorted(needed - values.keys()), *sorted(values.keys() - names), *sorted(set(found) - set(tensors))]
+    kinds = {"layer": int | None, "raw_norm": int | float, "provenance": dict, "share": list}
+    wrong += [name for name, wanted in kinds.items() if name in values and not isinstance(values[name], wanted)]
+    if wrong:
+        raise EmprobeError(
+            f"{path} is no {kind.__name__} that can be read: {', '.join(dict.fromkeys(wrong))} missing, unknown or of another type."
+        )
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def check_fits(what: str, asked: Mapping[str, Any], found: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:

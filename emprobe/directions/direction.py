@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.files import check_fits, load_tensors, save_tensors
+from emprobe.files import check_fits, load_record, save_tensors
 from emprobe.types import Site
 
 Unit = Literal["resid", "raw", "abs"]
@@ -186,12 +186,9 @@ class Direction:
             fingerprint: Weight fingerprint that must be among those it was made with.
 
         Raises:
-            EmprobeError: If it is no direction file.
+            EmprobeError: If it is no direction file, or its card is not whole.
             MismatchError: If it does not fit what was asked; the message names both.
         """
-        tensors, card = load_tensors(path)
-        if card.pop("record", None) != "Direction":
-            raise EmprobeError(f"{path} holds no direction. Was it written by Direction.save?")
-        direction = cls(vector=tensors["vector"], **card)
+        direction = load_record(path, cls, ["vector"])
         direction.check_fits(d_model=d_model, layer=layer, site=site, fingerprint=fingerprint, what=str(path))
         return direction

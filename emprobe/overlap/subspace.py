@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emprobe.activations import PairActivations
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.files import check_fits, load_tensors, save_tensors
+from emprobe.files import check_fits, load_record, save_tensors
 from emprobe.overlap.lora import lora_output
 from emprobe.overlap.spans import Span, independent_span, matrix_of, principal_span
 from emprobe.types import Site
@@ -253,13 +253,10 @@ class Subspace:
             fingerprint: Weight fingerprint that must be among those it was made from.
 
         Raises:
-            EmprobeError: If it is no subspace file.
+            EmprobeError: If it is no subspace file, or its card is not whole.
             MismatchError: If it does not fit what was asked; the message names both.
         """
-        tensors, card = load_tensors(path)
-        if card.pop("record", None) != "Subspace":
-            raise EmprobeError(f"{path} holds no subspace. Was it written by Subspace.save?")
-        found = cls(**{**card, **tensors, "share": tuple(card["share"])})
+        found = load_record(path, cls, ["basis", "mean"])
         asked = {"d_model": d_model, "layer": layer, "site": site, "fingerprint": fingerprint}
         check_fits(str(path), asked, {"d_model": found.d_model, "layer": found.layer, "site": found.site}, found.provenance)
         return found

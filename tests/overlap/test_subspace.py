@@ -41,6 +41,28 @@ def projector(space: Subspace) -> np.ndarray:
 # ---- from rows
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"share": 3}, "is no Subspace that can be read: share missing"),
+        ({"more": 1}, "more missing, unknown"),
+        ({"layer": "x", "provenance": 3}, "layer, provenance missing"),
+        ({"record": "Direction"}, "holds no subspace. Was it written by Subspace.save"),
+        ("[1]", "a card that is a list"),
+        ('{"a":', "a card that is no JSON"),
+    ],
+)
+def test_a_card_that_is_not_whole_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+    space, path = Subspace.from_deltas(np.eye(4), k=2), tmp_path / "s.safetensors"
+    card = change if isinstance(change, str) else json.dumps({**space.card(), **change})
+    save_file({"basis": space.basis}, path, {"card": card})
+    with pytest.raises(EmprobeError, match=message):
+        Subspace.load(path)
+    save_file({"other": space.basis}, path, {"card": json.dumps(space.card())})
+    with pytest.raises(EmprobeError, match="basis, other missing, unknown"):
+        Subspace.load(path)
+
+
 def test_centred_is_sklearns_pca() -> None:
     rows = RNG.normal(size=(40, 12)) * np.linspace(3, 1, 12) + 5
     ours, theirs = Subspace.from_deltas(rows, k=4), PCA(4, svd_solver="full").fit(rows)
