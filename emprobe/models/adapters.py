@@ -49,6 +49,10 @@ def _quiet() -> Iterator[None]:
         # PEFT asks transformers by a name that transformers means to drop.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Careful, disabling adapter layers")
+        # True of merging, which is not done here; switched on beside the weights, an adapter of tied embeddings leaves the head alone.
+        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+        # PEFT takes the bias of a LoRA (lora_bias), which is a vector, for a matrix that was cut.
+        warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape: \S*lora_B\.bias")
         yield
 
 
@@ -185,7 +189,8 @@ def _check_adapter_keys(model: Any, name: str, adapter: str, base: str, director
         return
     with safe_open(str(file), framework="pt") as opened:
         there = {key for key in opened.keys() if ".lora_" in key}  # noqa: SIM118 - not a mapping
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    with _quiet():
+        state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     wanted = {key for key in state if ".lora_" in key}
     if there != wanted:
         first = min(there ^ wanted)
