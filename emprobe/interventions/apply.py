@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emprobe.errors import EmprobeError
 from emprobe.interventions.edit import Edit, Place, rank_of
+from emprobe.interventions.generating import Listener, listening
 from emprobe.interventions.kernels import Kernel, State, kernels_of
 from emprobe.interventions.operators import Operator
 from emprobe.interventions.places import Hooked
 from emprobe.interventions.plan import Conflicts, Plan
 from emprobe.interventions.receipt import Line, Receipt
+from emprobe.interventions.recompute import Recompute
 from emprobe.interventions.tokens import Tokens
 from emprobe.models.load import Checkpoint
 from emprobe.models.sites import decoder_of
@@ -79,9 +82,12 @@ def _running(checkpoint: Checkpoint, plans: Sequence[Plan]) -> Iterator[Receipt]
         places.setdefault(edit.place, []).append((number, edit))
     receipt, state = Receipt([], checkpoint.adapter), State()
     with checkpoint.active() as model, ExitStack() as stack:
-        handle = decoder_of(model).register_forward_pre_hook(_announce(state, receipt, checkpoint, len(plans)), with_kwargs=True)
-        stack.callback(handle.remove)
         hooked = Hooked(checkpoint, stack, [r.hooked for r in checkpoint.interventions])
+        recompute = Recompute(state, hooked.entered)
+        stack.callback(recompute.leave)
+        decoder = decoder_of(model)
+        handle = decoder.register_forward_pre_hook(_announce(state, receipt, checkpoint, len(plans), recompute), with_kwargs=True)
+        stack.callback(handle.remove)
         conditions = _conditions([edit for _, edit in edits])
         for place in sorted(places.keys() | conditions.keys(), key=rank_of):
             kernels = kernels_of(places.get(place, []), len(plans))
@@ -90,7 +96,7 @@ def _running(checkpoint: Checkpoint, plans: Sequence[Plan]) -> Iterator[Receipt]
             hooked.write(place, _writer([k for k, _ in kernels], conditions.get(place, []), state))
         receipt.lines.sort(key=lambda line: line.plan)
         receipt.hooked = hooked
-        stack.enter_context(_told_of_generate(model, receipt))
+        stack.enter_context(listening(model, Listener(receipt.prompts, any(edit.where.splits for _, edit in edits), len(plans))))
         checkpoint.interventions.append(receipt)
         stack.callback(_forget, checkpoint.interventions, receipt)
         yield receipt
@@ -99,6 +105,7 @@ def _running(checkpoint: Checkpoint, plans: Sequence[Plan]) -> Iterator[Receipt]
 
 def _forget(active: list[Any], receipt: Receipt) -> None:
     active[:] = [other for other in active if other is not receipt]
+    receipt.hooked = None
 
 
 def _conditions(edits: Sequence[Edit]) -> dict[Place, list[Edit]]:
@@ -110,18 +117,33 @@ def _conditions(edits: Sequence[Edit]) -> dict[Place, list[Edit]]:
     return found
 
 
-def _announce(state: State, receipt: Receipt, checkpoint: Checkpoint, n_plans: int) -> Callable[..., None]:
+def _announce(state: State, receipt: Receipt, checkpoint: Checkpoint, n_plans: int, recompute: Recompute) -> Callable[..., None]:
     """A pre-hook of the decoder: before the blocks run, work out what each position is."""
-    special = tuple(checkpoint.tokenizer.all_special_ids)
+    special = _special_ids(checkpoint.tokenizer)
 
-    def announce(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = kwargs if not args else {**kwargs, "input_ids": args[0]}
-        state.tokens = Tokens.of(given, receipt.prompts, special)
-        state.held.clear()
+    def announce(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A new dictionary and not the old one cleared: a checkpointed block may be run again with the old one.
+        state.tokens, state.held = Tokens.of(_named(decoder, args, kwargs), receipt.prompts, special), {}
         if n_plans > 1:
             _set_rows(state, receipt.plan_of_row, state.tokens.shape[0], n_plans)
+        if decoder.training:
+            recompute.listen(checkpoint.blocks)
 
     return announce
+
+
+def _special_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Ids that decoding skips as special: those with a role, and others that were added as special, such as marks of a chat template."""
+    added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return tuple(sorted({*tokenizer.all_special_ids, *added}))
+
+
+def _named(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a decoder was called with, by name."""
+    if not args:
+        return kwargs
+    names = ("input_ids",) if len(args) == 1 else tuple(inspect.signature(decoder.forward).parameters)
+    return {**kwargs, **dict(zip(names, args, strict=False))}
 
 
 def _set_rows(state: State, asked: Any, batch: int, n_plans: int) -> None:
@@ -136,30 +158,6 @@ def _set_rows(state: State, asked: Any, batch: int, n_plans: int) -> None:
     # Kernels keep what they gathered for a batch for as long as it is the same tensor.
     if state.plan_of_row is None or not torch.equal(state.plan_of_row, rows):
         state.plan_of_row = rows
-
-
-@contextmanager
-def _told_of_generate(model: Any, receipt: Receipt) -> Iterator[None]:
-    """While the block lasts, the model's own `generate` says where its prompts end."""
-    own = model.__dict__.get("generate")
-    generate = model.generate
-
-    def told(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        ids = next((g for g in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if isinstance(g, Tensor)), None)
-        before = receipt.prompts.width
-        receipt.prompts.width = None if ids is None else int(ids.shape[1])
-        try:
-            return generate(inputs, *args, **kwargs)
-        finally:
-            receipt.prompts.width = before
-
-    model.__dict__["generate"] = told
-    try:
-        yield
-    finally:
-        del model.__dict__["generate"]
-        if own is not None:
-            model.__dict__["generate"] = own
 
 
 def _writer(kernels: Sequence[Kernel], conditions: Sequence[Edit], state: State) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -108,8 +108,13 @@ class Tally:
         numbers = [steered, told, _signed(before), _signed(before + step), change]
         # A padding token's hidden state may be anything, NaN included, so it is chosen away and not multiplied.
         columns = torch.where(steered[..., None], torch.stack([n.to(exact) for n in numbers], dim=-1), 0.0)
-        rows = columns.sum(dim=1)
-        self._rows = rows if self._rows is None else self._rows + rows
+        rows = _by_row(columns, [seen.tokens.packed.rows for seen in self._waiting if seen.tokens.packed is not None])
+        if self._rows is not None:
+            # Requests join a continuous batch at any time, so it may have got more rows.
+            more = max(len(rows), len(self._rows))
+            rows, known = (torch.nn.functional.pad(r, (0, 0, 0, more - len(r))) for r in (rows, self._rows))
+            rows = rows + known
+        self._rows = rows
         self._waiting, self._size = [], 0
 
     def _moves(self, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +136,8 @@ class Tally:
         plans = plans.to(found.device)
         if self._sums is None:
             self._sums = found.new_zeros(self.n_plans, found.shape[1])
-        self._sums.index_add_(0, plans[plans >= 0], found[plans >= 0])
+        # Not in place: some passes may run in inference mode and others not.
+        self._sums = self._sums.index_add(0, plans[plans >= 0], found[plans >= 0])
         self._rows = None
 
 
@@ -143,6 +149,14 @@ def _signed(coordinates: Tensor) -> Tensor:
 
 def _known(tokens: Tokens) -> Tensor | bool:
     return False if tokens.generated is None else tokens.generated
+
+
+def _by_row(columns: Float[Tensor, "batch pos five"], requests: Sequence[Tensor]) -> Float[Tensor, "rows five"]:
+    """Sums over the positions of each row; a packed row is many, one per request."""
+    if not requests:
+        return columns.sum(dim=1)
+    row = torch.cat(list(requests))
+    return columns.new_zeros(int(row.max()) + 1, columns.shape[2]).index_add(0, row, columns[0])
 
 
 def _filled(given: Tensor | bool | None, seen: Seen) -> Tensor:

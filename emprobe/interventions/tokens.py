@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from emprobe.errors import EmprobeError
+from emprobe.interventions.batching import ContinuousBatch, Packed, packed_of
 
 
 @dataclass
@@ -20,11 +21,22 @@ class Prompts:
 
     Attributes:
         width: Columns of the prompt, padding included, while the model's own `generate` runs.
-        lengths: Real tokens of each row's prompt, for plain forward passes.
+        lengths: Real tokens of each row's prompt (or of each text of a packed row), for plain forward passes.
+        begun: Whether the `generate` under way has made a forward pass.
+        batch: The continuous batch that began last.
     """
 
     width: int | None = None
     lengths: Int[Tensor, " batch"] | Sequence[int] | None = None
+    begun: bool = False
+    batch: ContinuousBatch | None = None
+
+    def opens(self, seen: int) -> bool:
+        """Whether the forward pass that comes now is a batch's first: of `generate`, or one with nothing before it in a KV cache."""
+        if self.width is None:
+            return seen == 0
+        first, self.begun = not self.begun, True
+        return first
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +52,9 @@ class Tokens:
         prompts: Where prompts end.
         ids: Token ids; `None` where embeddings were given.
         special_ids: Ids that count as special.
+        fresh: Whether a batch begins here.
+        packed: What continuous batching packed into this pass.
+        counts: False where a checkpointed block is run again for its gradient.
     """
 
     shape: tuple[int, int]
@@ -50,6 +65,9 @@ class Tokens:
     prompts: Prompts = field(default_factory=Prompts)
     ids: Int[Tensor, "batch pos"] | None = None
     special_ids: Sequence[int] = ()
+    fresh: bool = True
+    packed: Packed | None = None
+    counts: bool = True
     _named: dict[Any, Tensor | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -57,22 +75,14 @@ class Tokens:
         """From what the decoder was called with: `input_ids` or `inputs_embeds`, perhaps a mask, `position_ids` and a cache."""
         ids = kwargs.get("input_ids")
         given = ids if ids is not None else kwargs["inputs_embeds"]
+        shape = (given.shape[0], given.shape[1])
+        packed = packed_of(kwargs, prompts.batch)
+        if packed is not None:
+            return cls(shape, given.device, ids=packed.ids, special_ids=special_ids, fresh=packed.fresh, packed=packed)
         cache = kwargs.get("past_key_values")
-        return cls(
-            (given.shape[0], given.shape[1]),
-            given.device,
-            int(cache.get_seq_length()) if cache is not None else 0,
-            kwargs.get("attention_mask"),
-            kwargs.get("position_ids"),
-            Prompts(prompts.width, prompts.lengths),
-            ids,
-            special_ids,
-        )
-
-    @property
-    def fresh(self) -> bool:
-        """Whether nothing came before in a KV cache, so that a batch begins here."""
-        return self.seen == 0
+        seen = int(cache.get_seq_length()) if cache is not None else 0
+        mask, position_ids, told = kwargs.get("attention_mask"), kwargs.get("position_ids"), Prompts(prompts.width, prompts.lengths)
+        return cls(shape, given.device, seen, mask, position_ids, told, ids, special_ids, prompts.opens(seen))
 
     @cached_property
     def _whole(self) -> Tensor | None:
@@ -93,6 +103,8 @@ class Tokens:
     def index(self) -> Int[Tensor, "batch pos"]:
         """Number of the token among its row's real tokens, from 0, whatever the padding or the cache."""
         batch, width = self.shape
+        if self.packed is not None:
+            return self.packed.index
         if self._whole is not None:
             return (self._whole.long().cumsum(dim=1) - 1)[:, self.seen : self.seen + width]
         if self.position_ids is not None:
@@ -106,20 +118,31 @@ class Tokens:
         `None` where nobody said.
         """
         width, lengths = self.prompts.width, self.prompts.lengths
+        if self.packed is not None:
+            return self.packed.lengths
         if width is not None:
-            # Inside generate every row's prompt ends at one column; what stands left of it is padding or prompt.
+            # Inside generate every row's prompt ends at one column; what is not padding left of it is prompt. Of a prompt that is read in
+            # chunks the mask shows no more than has been read, but all padding before the tokens at hand.
             if self._whole is not None:
-                return self._whole[:, :width].sum(dim=1, keepdim=True)
+                return width - (~self._whole[:, :width]).sum(dim=1, keepdim=True)
             padding = self.seen + self.shape[1] - 1 - self.index[:, -1:]
             return width - padding
-        if lengths is None:
-            return None
-        found = torch.as_tensor(lengths, device=self.device)
-        if found.ndim != 1 or len(found) != self.shape[0]:
+        return None if lengths is None else self._said(torch.as_tensor(lengths, device=self.device))
+
+    def _said(self, lengths: Tensor) -> Tensor:
+        """Prompt lengths as somebody said them: one per row, or one per text where a row holds several."""
+        texts = self.shape[0]
+        if texts == 1 and self.seen == 0 and self._whole is None and self.position_ids is not None:
+            number = (self.index == 0).long().cumsum(dim=1)
+            texts = int(number[0, -1])
+            if texts == len(lengths) > 1:
+                return lengths[number - 1]
+        if lengths.ndim != 1 or len(lengths) != texts:
+            packed = f" with {texts} texts in it" if texts != self.shape[0] else ""
             raise EmprobeError(
-                f"prompt_lengths has {found.numel()} entries, but the forward pass has {self.shape[0]} rows. Give one per row."
+                f"prompt_lengths has {lengths.numel()} entries, but the forward pass has {self.shape[0]} rows{packed}. Give one per row."
             )
-        return found[:, None]
+        return lengths[:, None]
 
     @cached_property
     def generated(self) -> bool | Bool[Tensor, "batch pos"] | None:
@@ -156,7 +179,7 @@ class Tokens:
     def _mask_of(self, where: Any, device: torch.device) -> Tensor | None:
         # What generate feeds back is never padding.
         fed_back = self.prompts.width is not None and self.seen >= self.prompts.width
-        if where.is_everything and (fed_back or self.mask is None):
+        if where.is_everything and (fed_back or self.mask is None):  # a packed pass has no mask of its own either
             return None
         mask: Tensor = where.mask(self)
         return None if mask.device.type == "cpu" and bool(mask.all()) else mask.to(device)
@@ -164,9 +187,9 @@ class Tokens:
 
 def _attended(mask: Any, shape: tuple[int, int], seen: int, device: torch.device) -> Tensor:
     """Real tokens under a mask that is prepared already (static caches): those that may look at themselves."""
-    ready = next((m for m in mask.values() if isinstance(m, Tensor)), None) if isinstance(mask, Mapping) else mask
-    everything = torch.ones(shape, dtype=torch.bool, device=device)
-    if not isinstance(ready, Tensor) or ready.ndim != 4 or ready.shape[-1] < seen + shape[1]:
-        return everything
-    own = ready[:, 0].diagonal(offset=seen, dim1=-2, dim2=-1)[..., : shape[1]].to(device)
+    masks = list(mask.values()) if isinstance(mask, Mapping) else [mask]
+    whole = [m for m in masks if isinstance(m, Tensor) and m.ndim == 4 and m.shape[-1] >= seen + shape[1]]
+    if not whole:
+        return torch.ones(shape, dtype=torch.bool, device=device)
+    own = whole[0][:, 0].diagonal(offset=seen, dim1=-2, dim2=-1)[..., : shape[1]].to(device)
     return (own if own.dtype == torch.bool else own == 0).expand(shape)

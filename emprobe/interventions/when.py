@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -41,7 +42,8 @@ class When:
 
     def holds(self, hidden: Float[Tensor, "batch pos d_model"]) -> Bool[Tensor, "batch pos"]:
         """At which tokens it holds."""
-        exact = hidden.detach().float()
+        hidden = hidden.detach()
+        exact = hidden if hidden.dtype == torch.float64 else hidden.float()
         projection = exact @ self.direction.vector.to(device=exact.device, dtype=exact.dtype)
         above = projection > (float("-inf") if self.above is None else self.above)
         return above if self.below is None else above & (projection < self.below)
