@@ -15,7 +15,8 @@ from emprobe.directions import Direction
 from emprobe.directions.importers import import_direction
 from emprobe.errors import EmprobeError, MissingExtraError
 from emprobe.interventions import Ablate, Add, Operator, Plan, SetProjection, When, Where
-from emprobe.interventions.export.gguf import CONVENTION, ControlVector, export_control_vector
+from emprobe.interventions.export.gguf import CONVENTION, NAME, write_control_vector
+from emprobe.interventions.export.registry import export
 from emprobe.models import Checkpoint, load_model
 from emprobe.overlap import random_directions
 from tests.fixtures.models import Checkpoints
@@ -38,10 +39,9 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def test_what_is_read_back_is_bit_equal_to_what_the_hooks_add(model: Checkpoint, tmp_path: Path) -> None:
     a, b, c = direction(model, 1), direction(model, 1, seed=1), direction(model, 2, seed=2)
     plan = Plan.of(Add(a, 0.7), Add(c, -3.0, unit="abs"), Add(b, 2.0, unit="raw"))
-    written = export_control_vector(model, plan, tmp_path / "evil.gguf")
-    fields, tensors = contents(written.path)
+    write_control_vector(plan, model, tmp_path)
+    fields, tensors = contents(tmp_path / NAME)
     expected = {1: 0.7 * 5.0 * a.vector + 2.0 * b.raw_norm * b.vector, 2: -3.0 * c.vector}
-    assert written.layers == (1, 2)
     assert list(tensors) == ["direction.1", "direction.2"]
     for layer, vector in expected.items():
         found = tensors[f"direction.{layer}"]
@@ -57,18 +57,17 @@ def test_what_is_read_back_is_bit_equal_to_what_the_hooks_add(model: Checkpoint,
 
 
 def test_all_layers_but_block_0(model: Checkpoint, tmp_path: Path) -> None:
-    path = tmp_path / "all.gguf"
-    export_control_vector(model, Plan.of(Add(direction(model, 1), 1.0, layers=[1, 2])), path)
-    assert list(contents(path)[1]) == ["direction.1", "direction.2"]
+    write_control_vector(Plan.of(Add(direction(model, 1), 1.0, layers=[1, 2])), model, tmp_path)
+    assert list(contents(tmp_path / NAME)[1]) == ["direction.1", "direction.2"]
     with pytest.raises(
         EmprobeError, match=r"Add\(1 resid\) at resid_post\[0\] cannot be a control vector: llama.cpp keeps none for block 0"
     ):
-        export_control_vector(model, Plan.of(Add(direction(model, 1), 1.0, layers="all")), path)
+        write_control_vector(Plan.of(Add(direction(model, 1), 1.0, layers="all")), model, tmp_path)
 
 
 def test_the_importer_reads_the_direction_back_at_the_block_that_its_convention_names(model: Checkpoint, tmp_path: Path) -> None:
-    path, given = tmp_path / "evil.gguf", direction(model, 2)
-    export_control_vector(model, Plan.of(Add(given, 0.5)), path)
+    path, given = tmp_path / NAME, direction(model, 2)
+    write_control_vector(Plan.of(Add(given, 0.5)), model, tmp_path)
     # repeng's index is the block that is added to; llama.cpp's own generator would have measured one block below.
     for convention, layer in (("repeng", 2), ("llama.cpp", 1)):
         found = import_direction(path, layer=layer, format="gguf", convention=convention)
@@ -82,14 +81,14 @@ def test_the_importer_reads_the_direction_back_at_the_block_that_its_convention_
 @pytest.mark.parametrize(
     ("operator", "message"),
     [
-        (lambda d: Ablate(d), r"adds the same vector at every token, so it cannot express Ablate\. .*goes into a LoRA"),
+        (lambda d: Ablate(d), r"adds the same vector at every token, so it cannot express Ablate\. .*to the target gguf_lora"),
         (lambda d: SetProjection(d, 1.0, unit="abs"), "cannot express SetProjection"),
         (lambda d: Add(d, 1.0, site="mlp_out"), r"at mlp_out\[1\] cannot be a control vector: llama.cpp adds at a block's output"),
-        (lambda d: Add(d, 1.0, where=Where(prompt=False)), "names the generation, but a control vector acts at every token"),
-        (lambda d: Add(d, 1.0, where=Where(exclude_first=True)), "without position 0, but a control vector acts at every token"),
+        (lambda d: Add(d, 1.0, where=Where(prompt=False)), "names the generation, but the target 'gguf' acts at every token"),
+        (lambda d: Add(d, 1.0, where=Where(exclude_first=True)), "without position 0, but the target 'gguf' acts"),
         (
             lambda d: Add(d, 1.0, when=When(d, above=0.0)),
-            "acts only where x·v > 0 at resid_post.1., but a control vector knows no condition",
+            "acts only where x·v > 0 at resid_post.1., but the target 'gguf' knows no condition",
         ),
         (lambda d: Add(d, 1e39), "reaches .*e.39, which float32 cannot hold"),
         (lambda d: Add(d, 1.0, layers=9), "layer 9"),
@@ -98,26 +97,38 @@ def test_the_importer_reads_the_direction_back_at_the_block_that_its_convention_
 def test_what_a_control_vector_cannot_express_is_refused_by_name(model: Checkpoint, tmp_path: Path, operator: Any, message: str) -> None:
     made: Operator = operator(direction(model, 1))
     with pytest.raises(EmprobeError, match=message):
-        export_control_vector(model, Plan.of(made), tmp_path / "evil.gguf")
+        write_control_vector(Plan.of(made), model, tmp_path)
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-@pytest.mark.parametrize(("name", "message"), [("a:b.gguf", "':'"), ("a,b.gguf", "','"), ("a.bin", r"end in \.gguf")])
-def test_names_that_llama_cpp_takes_apart_are_refused(model: Checkpoint, tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(EmprobeError, match=message):
-        export_control_vector(model, Plan.of(Add(direction(model, 1), 1.0)), tmp_path / name)
+@pytest.mark.parametrize("name", ["a:b", "a,b"])
+def test_paths_that_llama_cpp_takes_apart_are_refused(model: Checkpoint, tmp_path: Path, name: str) -> None:
+    with pytest.raises(EmprobeError, match=f"has '{name[1]}' in its path .*a{name[1]}b.*, at which llama.cpp splits its arguments"):
+        export(Plan.of(Add(direction(model, 1), 1.0)), model, "gguf", tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
-def test_commands_survive_a_shell() -> None:
-    vector = ControlVector(Path("my vectors/evil.gguf"), (3, 7))
-    assert shlex.split(vector.command()) == [
-        *("llama-server", "-m", "MODEL.gguf", "--control-vector", "my vectors/evil.gguf", "--control-vector-layer-range", "3", "7")
+def test_the_card_prints_the_command(model: Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "my vector"
+    made = export(Plan.of(Add(direction(model, 1), 1.0, layers=[1, 2])), model, "gguf", out)
+    _, server, client = made.serve
+    assert shlex.split(server) == [
+        *(
+            "llama-server",
+            "-m",
+            "model.gguf",
+            "--control-vector",
+            str(out / "control_vector.gguf"),
+            "--control-vector-layer-range",
+            "1",
+            "2",
+        )
     ]
-    scaled = shlex.split(vector.command("qwen.gguf", program="llama-cli", scale=-0.25))
-    assert scaled[:5] == ["llama-cli", "-m", "qwen.gguf", "--control-vector-scaled", "my vectors/evil.gguf:-0.25"]
+    assert shlex.split(client)[3:5] == ["--control-vector-scaled", f"{out / 'control_vector.gguf'}:0.5"]
+    assert made.card["facts"] == {"norm added at block 1": pytest.approx(5), "norm added at block 2": pytest.approx(5)}
 
 
 def test_without_gguf_the_extra_is_named(model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match=r"Writing .*evil.gguf needs the package 'gguf'.*emprobe\[gguf\]"):
-        export_control_vector(model, Plan.of(Add(direction(model, 1), 1.0)), tmp_path / "evil.gguf")
+    with pytest.raises(MissingExtraError, match=r"Writing .*control_vector.gguf needs the package 'gguf'.*emprobe\[gguf\]"):
+        write_control_vector(Plan.of(Add(direction(model, 1), 1.0)), model, tmp_path)

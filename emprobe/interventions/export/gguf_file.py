@@ -14,6 +14,7 @@ from emprobe.files import atomic_path
 from emprobe.interventions.plan import Plan
 from emprobe.models.load import Checkpoint
 
+CONVERT = "python convert_hf_to_gguf.py '{base}' --outtype f32 --outfile model.gguf  # a script of llama.cpp"
 UNPARSABLE = ":,"
 
 
@@ -30,23 +31,18 @@ def as_float32(values: np.ndarray, what: str) -> np.ndarray:
     return rounded
 
 
-def checked_path(path: str | Path) -> Path:
-    """The path, if llama.cpp can take its name.
+def check_name(folder: Path) -> None:
+    """Refuse a folder whose files llama.cpp could not be given.
 
     Raises:
-        EmprobeError: If it has a character at which llama.cpp takes its arguments apart, or does not end in .gguf.
+        EmprobeError: If its path has a character at which llama.cpp takes its arguments apart.
     """
-    path = Path(path)
-    name = str(path).removeprefix(path.drive)
-    found = [character for character in UNPARSABLE if character in name]
+    found = [character for character in UNPARSABLE if character in str(folder).removeprefix(folder.drive)]
     if found:
         raise EmprobeError(
-            f"The file {str(path)!r} has {' and '.join(map(repr, found))} in its name, at which llama.cpp splits arguments (FILE:SCALE, "
-            "several files by comma). Choose another name."
+            f"The output folder has {' and '.join(map(repr, found))} in its path ({folder}), at which llama.cpp splits its arguments "
+            "(FILE:SCALE, several files by comma). Choose another name."
         )
-    if path.suffix != ".gguf":
-        raise EmprobeError(f"The file {str(path)!r} was asked for, but llama.cpp's files end in .gguf. Choose such a name.")
-    return path
 
 
 def add_origin(writer: Any, checkpoint: Checkpoint, plan: Plan, convention: str) -> None:
