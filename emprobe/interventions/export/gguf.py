@@ -30,7 +30,7 @@ CONVENTION = "direction.N is added to the output of 0-based block N (emprobe's r
 LIMITS = (
     "llama.cpp adds it at every token of every request: the prompt's, the template's and the answer's.",
     "The file holds the whole dose in absolute units of this model's residual stream; --control-vector-scaled FILE:0.5 adds half of it.",
-    "It belongs to this checkpoint: if its adapter was on, serve the merged model, or the base with that adapter as a GGUF LoRA of its own.",
+    "It belongs to this checkpoint: if its adapter was on, serve the merged model, or the base with that adapter as a GGUF LoRA.",
     "A quantised model is steered by the same vector, but what it is added to differs from this checkpoint's by the rounding.",
 )
 
