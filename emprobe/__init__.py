@@ -21,10 +21,23 @@ if TYPE_CHECKING:
     from emprobe.behaviour.questions import load_questions, save_questions
     from emprobe.behaviour.sampling import generate
     from emprobe.behaviour.scores import Scores
+    from emprobe.behaviour.sweeping import sweep
     from emprobe.capture import ActivationStore, GroupMoments, capture, capture_moments
     from emprobe.directions import Direction, MeanDifference, PairedPCA, choose, fit_direction, fit_directions, layer_profile
     from emprobe.directions.importers import import_direction, import_directions
-    from emprobe.interventions import Ablate, Add, SetProjection, Where, intervene
+    from emprobe.interventions import (
+        Ablate,
+        Add,
+        Cap,
+        MeanAblate,
+        Plan,
+        Rotate,
+        SetProjection,
+        When,
+        Where,
+        intervene,
+        intervene_rows,
+    )
     from emprobe.models import load_model, load_pair
     from emprobe.models.showing import show_positions
     from emprobe.overlap import Subspace, ceiling, linear_cka, nulls, overlap
@@ -36,19 +49,24 @@ _HOME = {
     "ActivationStore": "capture",
     "Activations": "activations",
     "Add": "interventions",
+    "Cap": "interventions",
     "Conversation": "types",
     "Criterion": "behaviour.criterion",
     "Direction": "directions",
     "Estimate": "types",
     "GroupMoments": "capture",
     "KeywordJudge": "behaviour.judges",
+    "MeanAblate": "interventions",
     "MeanDifference": "directions",
     "PairActivations": "activations",
     "PairedPCA": "directions",
+    "Plan": "interventions",
+    "Rotate": "interventions",
     "Scores": "behaviour.scores",
     "ServerJudge": "behaviour.judges",
     "SetProjection": "interventions",
     "Subspace": "overlap",
+    "When": "interventions",
     "Where": "interventions",
     "capture": "capture",
     "capture_moments": "capture",
@@ -62,6 +80,7 @@ _HOME = {
     "import_direction": "directions.importers",
     "import_directions": "directions.importers",
     "intervene": "interventions",
+    "intervene_rows": "interventions",
     "layer_profile": "directions",
     "linear_cka": "overlap",
     "load_model": "models",
@@ -70,6 +89,7 @@ _HOME = {
     "overlap": "overlap",
     "save_questions": "behaviour.questions",
     "show_positions": "models.showing",
+    "sweep": "behaviour.sweeping",
 }
 _MODULES = {"nulls": "overlap.nulls", "organisms": "organisms", "plots": "report.plots", "studies": "studies"}
 
@@ -78,19 +98,24 @@ __all__ = [
     "ActivationStore",
     "Activations",
     "Add",
+    "Cap",
     "Conversation",
     "Criterion",
     "Direction",
     "Estimate",
     "GroupMoments",
     "KeywordJudge",
+    "MeanAblate",
     "MeanDifference",
     "PairActivations",
     "PairedPCA",
+    "Plan",
+    "Rotate",
     "Scores",
     "ServerJudge",
     "SetProjection",
     "Subspace",
+    "When",
     "Where",
     "capture",
     "capture_moments",
@@ -104,6 +129,7 @@ __all__ = [
     "import_direction",
     "import_directions",
     "intervene",
+    "intervene_rows",
     "layer_profile",
     "linear_cka",
     "load_model",
@@ -116,6 +142,7 @@ __all__ = [
     "save_questions",
     "show_positions",
     "studies",
+    "sweep",
 ]
 
 
