@@ -96,7 +96,7 @@ def _running(checkpoint: Checkpoint, plans: Sequence[Plan]) -> Iterator[Receipt]
             hooked.write(place, _writer([k for k, _ in kernels], conditions.get(place, []), state))
         receipt.lines.sort(key=lambda line: line.plan)
         receipt.hooked = hooked
-        stack.enter_context(listening(model, Listener(receipt.prompts, any(edit.where.splits for _, edit in edits), len(plans))))
+        stack.enter_context(listening(model, Listener(receipt.prompts, len(plans))))
         checkpoint.interventions.append(receipt)
         stack.callback(_forget, checkpoint.interventions, receipt)
         yield receipt
@@ -119,7 +119,7 @@ def _conditions(edits: Sequence[Edit]) -> dict[Place, list[Edit]]:
 
 def _announce(state: State, receipt: Receipt, checkpoint: Checkpoint, n_plans: int, recompute: Recompute) -> Callable[..., None]:
     """A pre-hook of the decoder: before the blocks run, work out what each position is."""
-    special = _special_ids(checkpoint.tokenizer)
+    special = special_ids(checkpoint.tokenizer)
 
     def announce(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A new dictionary and not the old one cleared: a checkpointed block may be run again with the old one.
@@ -132,7 +132,7 @@ def _announce(state: State, receipt: Receipt, checkpoint: Checkpoint, n_plans: i
     return announce
 
 
-def _special_ids(tokenizer: Any) -> tuple[int, ...]:
+def special_ids(tokenizer: Any) -> tuple[int, ...]:
     """Ids that decoding skips as special: those with a role, and others that were added as special, such as marks of a chat template."""
     added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
     return tuple(sorted({*tokenizer.all_special_ids, *added}))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import copyreg
+import sys
 import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,22 @@ def check_remote(checkpoint: Checkpoint, sites: Sequence[Site]) -> None:
             f"Site {inside[0]!r} was asked of {checkpoint.name!r}, whose weights are not here (device 'meta'), so where its blocks have "
             "that site cannot be proved. Use resid_pre or resid_post, or load the weights."
         )
+
+
+@contextmanager
+def shipped_by_value() -> Iterator[None]:
+    """While the block lasts, traces take emprobe's own code along, which is not installed on NDIF."""
+    from cloudpickle import register_pickle_by_value, unregister_pickle_by_value
+
+    package = sys.modules[__name__.partition(".")[0]]
+    register_pickle_by_value(package)
+    # Up to Python 3.11 a cached property holds a lock, which does not travel.
+    copyreg.pickle(cached_property, lambda found: (cached_property, (found.func,), {"attrname": found.attrname}))
+    try:
+        yield
+    finally:
+        copyreg.dispatch_table.pop(cached_property, None)
+        unregister_pickle_by_value(package)
 
 
 def ndif_failure(checkpoint: Checkpoint, error: Exception) -> EmprobeError:
