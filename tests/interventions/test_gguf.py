@@ -68,14 +68,16 @@ def test_all_layers_but_block_0(model: Checkpoint, tmp_path: Path) -> None:
 def test_the_importer_reads_the_direction_back_at_the_block_that_its_convention_names(model: Checkpoint, tmp_path: Path) -> None:
     path, given = tmp_path / NAME, direction(model, 2)
     write_control_vector(Plan.of(Add(given, 0.5)), model, tmp_path)
-    # repeng's index is the block that is added to; llama.cpp's own generator would have measured one block below.
-    for convention, layer in (("repeng", 2), ("llama.cpp", 1)):
-        found = import_direction(path, layer=layer, format="gguf", convention=convention)
-        assert (found.layer, found.site) == (layer, "resid_post")
-        assert found.raw_norm == pytest.approx(2.5, rel=1e-6)
-        # The file is float32: a unit vector of it agrees to its rounding, and the vector itself bit for bit.
-        again = (found.vector * found.raw_norm).float()
-        torch.testing.assert_close(again, (2.5 * given.vector).float(), rtol=2e-7, atol=0)
+    found = import_direction(path, layer=2)
+    assert (found.layer, found.site) == (2, "resid_post")
+    assert "emprobe's" in found.provenance["imported"]["index_convention"]
+    assert not found.provenance["imported"].get("cautions"), "the file says who wrote it"
+    with pytest.raises(EmprobeError, match="was written by emprobe and says its convention"):
+        import_direction(path, layer=1, convention="llama.cpp")
+    assert found.raw_norm == pytest.approx(2.5, rel=1e-6)
+    # The file is float32: a unit vector of it agrees to its rounding, and the vector itself bit for bit.
+    again = (found.vector * found.raw_norm).float()
+    torch.testing.assert_close(again, (2.5 * given.vector).float(), rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,17 @@ def read(opened: Opened, asked: Asked) -> Source:
         EmprobeError: If it is no control vector, is damaged, or the convention does not exist.
         MissingExtraError: If the package gguf is not installed.
     """
+    found, facts = _tensors(opened)
+    ours = f"GGUF, emprobe's: {facts['emprobe.convention']}" if "emprobe.convention" in facts else None
     name = asked.convention or "repeng"
     if name not in CONVENTIONS:
         raise EmprobeError(f"The convention {name!r} does not exist. Use one of: {', '.join(CONVENTIONS)}.")
-    convention, conversion = CONVENTIONS[name]
-    found, facts = _tensors(opened)
+    if ours and name != "repeng":
+        raise EmprobeError(f"{opened.path} was written by emprobe and says its convention ({ours}). Leave convention out.")
+    convention, conversion = CONVENTIONS[name] if ours is None else (ours, "none: it is emprobe's")
     vectors = {number - (name == "llama.cpp"): vector for number, vector in found.items()}
     check_one_width(vectors, str(opened.path))
-    cautions = ((LAST,) if name == "repeng" else ()) + (() if asked.convention else (ASSUMED,))
+    cautions = () if ours else ((LAST,) if name == "repeng" else ()) + (() if asked.convention else (ASSUMED,))
     return Source(
         vectors=vectors,
         site="resid_post",
@@ -70,7 +73,9 @@ def _tensors(opened: Opened) -> tuple[dict[int, Vector], dict[str, Any]]:
         raise MissingExtraError("gguf", "gguf", f"Reading {opened.path}") from None
     try:
         reader = GGUFReader(opened.path)
-        fields = {name: field.contents() for name, field in reader.fields.items() if name.startswith(("general.", "controlvector."))}
+        fields = {
+            name: field.contents() for name, field in reader.fields.items() if name.startswith(("general.", "controlvector.", "emprobe."))
+        }
         tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
         raise EmprobeError(f"{opened.path} is cut short or damaged: {error}. Fetch it again.") from error
