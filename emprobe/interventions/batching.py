@@ -38,18 +38,19 @@ class ContinuousBatch:
 
     Attributes:
         manager: What transformers runs it by.
-        numbers: Requests by id, in the order in which they were first seen.
+        numbers: Prompts by their request's id, in the order in which they were first seen.
     """
 
     manager: Any
     numbers: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, manager: Any, splits: bool, known: Sequence[ContinuousBatch | None]) -> ContinuousBatch:
+    def of(cls, manager: Any, known: Sequence[ContinuousBatch | None]) -> ContinuousBatch:
         """Take over a batch before its first forward pass.
 
-        CUDA graphs are switched off where transformers chose them itself, since a replayed graph runs no hook; so is the sharing of cached
-        prompts between requests where a token is steered in one text and not in another. Neither changes a token.
+        CUDA graphs are switched off, since a replayed graph runs no hook. So is the sharing of cached openings between requests: one token
+        may be steered in one text and not in another, and a manager that is kept would hand steered openings to unsteered requests. Neither
+        changes a token.
 
         Raises:
             EmprobeError: If it cannot be steered exactly.
@@ -68,7 +69,7 @@ class ContinuousBatch:
                 manager.model.set_attn_implementation(manager._original_attn_impl)
             raise EmprobeError("Compiled continuous batching runs no hooks, so nothing would be steered. Leave out its compile settings.")
         settings.use_cuda_graph = (False, False)
-        settings.allow_block_sharing = settings.allow_block_sharing and not splits
+        settings.allow_block_sharing = False
         return cls(manager)
 
     def packed(self, ids: Tensor, position_ids: Tensor) -> Packed:
@@ -79,7 +80,9 @@ class ContinuousBatch:
         requests, fresh = io.requests_in_batch, not self.numbers
         # A request that was evicted starts again with its answer so far as part of its prompt, and remembers where that began.
         lengths = [r.state._true_initial_tokens or len(r.state.initial_tokens) for r in requests]
-        rows = [self.numbers.setdefault(r.state.request_id, len(self.numbers)) for r in requests]
+        # Answers that fork from one prompt share its cache, and so its row.
+        names = [r.state.request_id.partition("__child#")[0] for r in requests]
+        rows = [self.numbers.setdefault(name, len(self.numbers)) for name in names]
         repeats = torch.tensor([r.query_length for r in requests])
         if int(repeats.sum()) != ids.shape[1]:
             raise EmprobeError(

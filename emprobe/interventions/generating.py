@@ -23,12 +23,10 @@ class Listener:
 
     Attributes:
         prompts: Where it is told.
-        splits: Whether it treats tokens of prompt and answer differently.
         n_plans: How many plans its rows carry.
     """
 
     prompts: Prompts
-    splits: bool
     n_plans: int
 
 
@@ -69,8 +67,7 @@ class _Told:
                 "Use generate, or one intervene block per plan."
             )
         manager = self.own["init_continuous_batching"](*args, **kwargs)
-        splits = any(listener.splits for listener in self.listeners)
-        batch = ContinuousBatch.of(manager, splits, [listener.prompts.batch for listener in self.listeners])
+        batch = ContinuousBatch.of(manager, [listener.prompts.batch for listener in self.listeners])
         for listener in self.listeners:
             listener.prompts.batch = batch
         return manager

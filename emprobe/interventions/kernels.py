@@ -100,13 +100,15 @@ class Single:
         """The edit's numbers on a device and in a precision."""
         key = (exact.device, exact.dtype)
         if key not in self._numbers:
-            basis, change = self.edit.basis.to(*key), self.edit.change
-            shift, scale = None, None
-            if isinstance(change, Affine) and change.scale == 0:
-                shift = (torch.tensor(change.shift, dtype=torch.float64) @ self.edit.basis).to(*key)
-            elif isinstance(change, Affine) and len(basis) == 1 and not change.shift[0]:
-                scale = change.scale
-            self._numbers[key] = _Numbers(basis, basis[0], shift, scale)
+            # Made in inference mode, they could not be used where gradients are wanted later.
+            with torch.inference_mode(False):
+                basis, change = self.edit.basis.to(*key), self.edit.change
+                shift, scale = None, None
+                if isinstance(change, Affine) and change.scale == 0:
+                    shift = (torch.tensor(change.shift, dtype=torch.float64) @ self.edit.basis).to(*key)
+                elif isinstance(change, Affine) and len(basis) == 1 and not change.shift[0]:
+                    scale = change.scale
+                self._numbers[key] = _Numbers(basis, basis[0], shift, scale)
         return self._numbers[key]
 
 
@@ -165,13 +167,14 @@ class Rowwise:
             self._of, self._gathered = plan_of_row, {}
         key = (exact.device, exact.dtype)
         if key not in self._gathered:
-            # A row without a plan here is given that of row 0, and masked.
-            plan = plan_of_row.cpu().clamp(min=0)
-            shift, scale = (self.numbers[plan, i].to(*key)[:, None, None] for i in (0, 1))
-            here = self.here[plan] & (plan_of_row.cpu() >= 0)
-            carried = None if bool(here.all()) else here[:, None].to(exact.device)
-            plans = torch.where(here, plan, -1)
-            self._gathered[key] = _Gathered(self.vectors[plan].to(*key)[:, :, None], shift, scale, carried, plans)
+            with torch.inference_mode(False):
+                # A row without a plan here is given that of row 0, and masked.
+                plan = plan_of_row.cpu().clamp(min=0)
+                shift, scale = (self.numbers[plan, i].to(*key)[:, None, None] for i in (0, 1))
+                here = self.here[plan] & (plan_of_row.cpu() >= 0)
+                carried = None if bool(here.all()) else here[:, None].to(exact.device)
+                plans = torch.where(here, plan, -1)
+                self._gathered[key] = _Gathered(self.vectors[plan].to(*key)[:, :, None], shift, scale, carried, plans)
         return self._gathered[key]
 
 

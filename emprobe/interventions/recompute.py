@@ -28,10 +28,10 @@ class Recompute:
 
     def listen(self, blocks: nn.ModuleList) -> None:
         """Stand in for the function by which these blocks are checkpointed, if they are."""
-        for block in blocks:
+        for layer, block in enumerate(blocks):
             if getattr(block, "gradient_checkpointing", False) and block not in self._wrapped:
                 own: Any = block._gradient_checkpointing_func
-                block._gradient_checkpointing_func = self._remembering(own)  # type: ignore[assignment]
+                block._gradient_checkpointing_func = self._remembering(own, layer)  # type: ignore[assignment]
                 self._wrapped[block] = (own, block._gradient_checkpointing_func)
 
     def leave(self) -> None:
@@ -41,23 +41,26 @@ class Recompute:
                 block._gradient_checkpointing_func = own
         self._wrapped.clear()
 
-    def _remembering(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    def _remembering(self, checkpoint: Callable[..., Any], layer: int) -> Callable[..., Any]:
         def remembering(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             state, entered = replace(self.state), dict(self.entered)
             first = True
 
             def again(*inner: Any, **named: Any) -> Any:
                 nonlocal first
-                if first:
-                    first = False
-                    return run(*inner, **named)
-                assert state.tokens is not None
                 now = replace(self.state), dict(self.entered)
-                self._set(replace(state, tokens=replace(state.tokens, counts=False)), entered)
+                if not first:
+                    assert state.tokens is not None
+                    self._set(replace(state, tokens=replace(state.tokens, counts=False)), entered)
+                if layer in self.entered and inner:
+                    # Reentrant checkpointing hands the block a copy of its input, cut from the graph.
+                    self.entered[layer] = inner[0]
                 try:
                     return run(*inner, **named)
                 finally:
-                    self._set(*now)
+                    if not first:
+                        self._set(*now)
+                    first = False
 
             return checkpoint(again, *args, **kwargs)
 

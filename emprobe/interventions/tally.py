@@ -75,7 +75,9 @@ class Tally:
 
     def add(self, seen: Seen, plan_of_row: Int[Tensor, " batch"] | None) -> None:
         """Note one forward pass; `plan_of_row` is `None` where there is one plan, and -1 for rows that carry none of these."""
-        if seen.tokens.fresh:
+        if not seen.tokens.counts:
+            return
+        if seen.tokens.fresh or (self._waiting and len(self._waiting[0].norm) != len(seen.norm)):
             self._close()
         self._plans = plan_of_row
         self.forwards += 1
