@@ -50,7 +50,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Careful, disabling adapter layers")
         # True of merging, which is not done here; switched on beside the weights, an adapter of tied embeddings leaves the head alone.
-        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
         # PEFT takes the bias of a LoRA (lora_bias), which is a vector, for a matrix that was cut.
         warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape: \S*lora_B\.bias")
         yield
