@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from emprobe.directions import Direction
 from emprobe.interventions import Ablate, Add, Cap, MeanAblate, Plan, Rotate, SetProjection, When, Where
+from emprobe.interventions.runtimes import Runtime
 from emprobe.models import Checkpoint
 from emprobe.overlap import Subspace, random_directions
+from tests.fixtures.models import Architecture, Checkpoints
 
+PACKAGES = {"transformer_lens": "transformer-lens", "nnsight": "nnsight"}
 LENGTHS = (9, 7, 2, 1)
+Of = Callable[[Architecture], Checkpoints]
 
 
 def along(checkpoint: Checkpoint, layer: int = 1, site: Any = "resid_post", seed: int = 0) -> Direction:
@@ -56,3 +62,19 @@ def prompts(lengths: tuple[int, ...] = LENGTHS) -> tuple[Tensor, Tensor]:
     ids = torch.randint(5, 250, (len(lengths), width), generator=generator)
     mask = torch.stack([(torch.arange(width) >= width - n).long() for n in lengths])
     return ids * mask, mask
+
+
+def needs(runtime: str) -> None:
+    if not find_spec(runtime):
+        pytest.skip(f"{PACKAGES[runtime]} is not installed")
+
+
+def counts(runtime: Runtime) -> list[dict[str, Any]]:
+    assert runtime.receipt is not None
+    return runtime.receipt.as_dict()
+
+
+def assert_same_counts(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a == {k: pytest.approx(v, rel=1e-3, abs=1e-4) if isinstance(v, float) else v for k, v in b.items()}

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,24 +12,16 @@ from transformers import AutoModelForCausalLM, HeliumConfig
 
 from emprobe.errors import EmprobeError, InterventionDidNotFire, MissingExtraError
 from emprobe.interventions import Add, Where, intervene
-from emprobe.interventions.runtimes import RUNTIMES, Runtime, runtime_of
+from emprobe.interventions.runtimes import RUNTIMES, runtime_of
 from emprobe.models import Checkpoint, load_model, load_pair
 from emprobe.models.bridge import HOOK_NAMES
-from tests.fixtures.models import ARCHITECTURES, Architecture, Checkpoints
-from tests.interventions.remote_runs import REMOTE_PLANS, on_the_hub
-from tests.interventions.runtime_plans import LENGTHS, PLANS, along, prompts
+from tests.fixtures.models import Checkpoints
+from tests.interventions.runtime_plans import LENGTHS, PACKAGES, PLANS, Of, along, assert_same_counts, counts, needs, prompts
 
 # What transformer-lens and nnsight warn of when imported and used is theirs.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-PACKAGES = {"transformer_lens": "transformer-lens", "nnsight": "nnsight"}
 STEPS = 8
-Of = Callable[[Architecture], Checkpoints]
-
-
-def needs(runtime: str) -> None:
-    if not find_spec(runtime):
-        pytest.skip(f"{PACKAGES[runtime]} is not installed")
 
 
 @pytest.fixture(params=list(PACKAGES))
@@ -43,17 +29,6 @@ def other(request: pytest.FixtureRequest) -> str:
     """Each runtime but `hooks`, by name."""
     needs(request.param)
     return str(request.param)
-
-
-def counts(runtime: Runtime) -> list[dict[str, Any]]:
-    assert runtime.receipt is not None
-    return runtime.receipt.as_dict()
-
-
-def assert_same_counts(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        assert a == {k: pytest.approx(v, rel=1e-3, abs=1e-4) if isinstance(v, float) else v for k, v in b.items()}
 
 
 @pytest.mark.parametrize("plan", [p for p in PLANS if p != "windows"])
@@ -209,6 +184,23 @@ def test_what_a_bridge_computes_wrongly_is_refused(checkpoints_of: Of, monkeypat
         runtime_of("transformer_lens", checkpoint, Add(along(checkpoint, 1, "attn_out"), 1.0))
 
 
+def test_an_adapter_in_a_matrix_that_the_bridge_splits_is_refused(checkpoints_of: Of) -> None:
+    needs("transformer_lens")
+    checkpoint = load_pair(checkpoints_of("phi3").base, checkpoints_of("phi3").adapter).tuned
+    with pytest.raises(EmprobeError, match=r"adapter on\), but TransformerLens does not compute what the model does"):
+        runtime_of("transformer_lens", checkpoint, PLANS["add"](checkpoint))
+
+
+def test_places_that_a_trace_comes_to_in_another_order_are_refused(llama: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("nnsight")
+    from emprobe.interventions.runtimes.nnsight import NNsight
+
+    checkpoint, own = load_model(llama.base), NNsight._stops
+    monkeypatch.setattr(NNsight, "_stops", lambda self, program: own(self, program)[::-1])
+    with pytest.raises(EmprobeError, match="does not come to the places in order: .*Use runtime='hooks'"):
+        runtime_of("nnsight", checkpoint, PLANS["add at every site of a block"](checkpoint))
+
+
 def test_a_model_without_a_bridge_is_refused(llama: Checkpoints) -> None:
     needs("transformer_lens")
     shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 300}
@@ -275,85 +267,3 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
             monkeypatch.setitem(sys.modules, runtime, None)
             with pytest.raises(MissingExtraError, match=rf"runtime='{runtime}' needs .*'{package}'.* pip install 'emprobe\[{package}\]'"):
                 runtime_of(runtime, checkpoint, PLANS["add"](checkpoint))
-
-
-@pytest.fixture(scope="session")
-def sent(checkpoints_of: Of) -> dict[str, dict[str, Any]]:
-    """What came back from plans sent through nnsight's serialisation, in a process of its own.
-
-    There emprobe's functions are as they were written, without the checks that the suite puts round them, which do not travel.
-    """
-    needs("nnsight")
-    found = [checkpoints_of(name) for name in ARCHITECTURES]
-    folders = [part for c in found for part in (c.architecture, str(c.base), str(c.adapter))]
-    command = [sys.executable, "-m", "tests.interventions.remote_runs", *folders]
-    ran = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return {f"{entry['architecture']}, {entry['plan']}": entry for entry in json.loads(ran.stdout.splitlines()[-1])}
-
-
-@pytest.mark.parametrize("plan", REMOTE_PLANS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_plan_is_sent_to_ndif_whole_and_its_receipt_comes_back(sent: dict[str, dict[str, Any]], architecture: str, plan: str) -> None:
-    entry = sent[f"{architecture}, {plan}"]
-    assert entry["logits_apart"] < 1e-5
-    assert entry["effect"] > 1e-2, "the plan does something"
-    assert entry["same_tokens"]
-    for theirs, own in entry["counts"]:
-        assert_same_counts(theirs, own)
-    assert entry["asked"] == [[True, "someone/tuned", None]] * 2
-
-
-def test_remote_names_the_adapter(sent: dict[str, dict[str, Any]]) -> None:
-    assert sent["llama, adapter"]["asked"] == [[True, "someone/base", None], [True, "someone/base", "someone/adapter"]]
-
-
-@pytest.fixture
-def ndif(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is asked of NDIF, which does not answer."""
-    needs("nnsight")
-    import nnsight
-    from nnsight.modeling.mixins.remotable import Remotable
-
-    asked: list[Any] = []
-
-    class Refusing:
-        def __call__(self, tracer: Any) -> None:
-            raise RuntimeError("Model is not served.\nTraceback ...")
-
-    def backend(self: Any, remote: Any, *_: Any) -> Any:
-        asked.append(remote)
-        return Refusing()
-
-    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "a key")
-    monkeypatch.setattr(Remotable, "_remote_backend", backend)
-    return asked
-
-
-def test_what_ndif_cannot_do_is_refused_before_any_work(llama: Checkpoints, ndif: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import nnsight
-
-    here = load_model(llama.base)
-    there = on_the_hub(here)
-    with pytest.raises(EmprobeError, match="which is no hub id"):
-        runtime_of("nnsight", here, PLANS["add"](here), remote=True)
-    runtime = runtime_of("nnsight", there, PLANS["add"](there), remote=True)
-    with pytest.raises(EmprobeError, match="Leave sampler out"):
-        runtime.generate(*prompts(), max_new_tokens=2, sampler=lambda ids, scores: scores)
-    with torch.device("meta"):
-        empty = replace(there, model=AutoModelForCausalLM.from_config(here.hf.config).eval())
-    with pytest.raises(EmprobeError, match=r"'mlp_out' was asked of 'someone/tuned', whose weights are not here"):
-        runtime_of("nnsight", empty, Add(along(here, 1, "mlp_out"), 1.0), remote=True)
-    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", None)
-    with pytest.raises(EmprobeError, match="knows no NDIF key.*NDIF_API_KEY"):
-        runtime_of("nnsight", there, PLANS["add"](there), remote=True)
-    assert not ndif
-
-
-def test_what_fails_at_the_server_is_told_in_one_message(llama: Checkpoints, ndif: list[Any]) -> None:
-    checkpoint = on_the_hub(load_model(llama.base))
-    runtime = runtime_of("nnsight", checkpoint, PLANS["add"](checkpoint), remote=True)
-    for ask in (lambda: runtime.logits(*prompts()), lambda: runtime.generate(*prompts(), max_new_tokens=2)):
-        with pytest.raises(EmprobeError, match=r"NDIF did not run 'someone/tuned': Model is not served\. nnsight\.ndif_status"):
-            ask()
-    assert ndif == [True, True]

@@ -28,6 +28,8 @@ from emprobe.models.traced import check_remote, import_nnsight, ndif_failure, re
 from emprobe.types import Site
 
 ASKED = "runtime='nnsight'"
+ALLOWED = 1e-5
+"""The modules are the model's own, so what runs in a trace is bit-equal where nothing is amiss."""
 
 Stop = tuple[str, str, Chain]
 """The path of a module, on which side of it (`input`, `output`), and what is done there."""
@@ -62,12 +64,16 @@ class NNsight(Runtime):
         self.nnsight = import_nnsight(ASKED)
         self.remote = remote_model(checkpoint, ASKED) if remote else None
         if not remote:
-            off, where = deviation(checkpoint, self.edits, self._trace)
-            if not off <= 1e-5:
-                raise EmprobeError(
-                    f"{ASKED} was asked for {checkpoint.name!r}, but in a trace {where} is off by {off:.2g} of its norm (allowed 1e-05). "
-                    "Use runtime='hooks'."
-                )
+            self._prove()
+
+    def _prove(self) -> None:
+        try:
+            off, where = deviation(self.checkpoint, self.edits, self._trace)
+            why = f"{where} is off by {off:.2g} of its norm (allowed {ALLOWED:.0e})"
+        except self.nnsight.intervention.interleaver.OutOfOrderError as error:
+            off, why = float("inf"), f"the model does not come to the places in order: {str(error).strip().splitlines()[0]}"
+        if not off <= ALLOWED:
+            raise EmprobeError(f"{ASKED} was asked for {self.checkpoint.name!r}, but in a trace {why}. Use runtime='hooks'.")
 
     def _logits(self, given: dict[str, Any], prompts: Prompts) -> tuple[Tensor, Receipt]:
         if self.remote is None:
