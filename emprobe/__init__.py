@@ -38,6 +38,9 @@ if TYPE_CHECKING:
         intervene,
         intervene_rows,
     )
+    from emprobe.interventions.export import export
+    from emprobe.interventions.runtimes import runtime_of
+    from emprobe.interventions.verify import verify
     from emprobe.models import load_model, load_pair
     from emprobe.models.showing import show_positions
     from emprobe.overlap import Subspace, ceiling, linear_cka, nulls, overlap
@@ -74,6 +77,7 @@ _HOME = {
     "choose": "directions",
     "compare": "behaviour.comparison",
     "evaluate": "behaviour.evaluation",
+    "export": "interventions.export",
     "fit_direction": "directions",
     "fit_directions": "directions",
     "generate": "behaviour.sampling",
@@ -87,9 +91,11 @@ _HOME = {
     "load_pair": "models",
     "load_questions": "behaviour.questions",
     "overlap": "overlap",
+    "runtime_of": "interventions.runtimes",
     "save_questions": "behaviour.questions",
     "show_positions": "models.showing",
     "sweep": "behaviour.sweeping",
+    "verify": "interventions.verify",
 }
 _MODULES = {"nulls": "overlap.nulls", "organisms": "organisms", "plots": "report.plots", "studies": "studies"}
 
@@ -123,6 +129,7 @@ __all__ = [
     "choose",
     "compare",
     "evaluate",
+    "export",
     "fit_direction",
     "fit_directions",
     "generate",
@@ -139,10 +146,12 @@ __all__ = [
     "organisms",
     "overlap",
     "plots",
+    "runtime_of",
     "save_questions",
     "show_positions",
     "studies",
     "sweep",
+    "verify",
 ]
 
 

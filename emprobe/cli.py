@@ -15,8 +15,10 @@ import tyro
 from emprobe.behaviour.questions import save_questions
 from emprobe.commands.capture import Capture, run_capture
 from emprobe.commands.direction import DirectionCommand, run_direction
+from emprobe.commands.export import Export, run_export
 from emprobe.commands.importing import Import, run_import
 from emprobe.commands.overlap import OverlapCommand, run_overlap
+from emprobe.commands.verify import Verify, run_verify
 from emprobe.errors import EmprobeError, InterventionDidNotFire, MissingExtraError
 from emprobe.organisms import list_organisms, organisms_folder, questions
 from emprobe.organisms.building import build
@@ -126,9 +128,18 @@ Commands = (
     | Annotated[DirectionCommand, tyro.conf.subcommand("direction")]
     | Annotated[OverlapCommand, tyro.conf.subcommand("overlap")]
     | Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[OrganismCommand, tyro.conf.subcommand("organism")]
 )
-STAGES: dict[type, Any] = {Capture: run_capture, DirectionCommand: run_direction, OverlapCommand: run_overlap, Import: run_import}
+STAGES: dict[type, Any] = {
+    Capture: run_capture,
+    DirectionCommand: run_direction,
+    OverlapCommand: run_overlap,
+    Import: run_import,
+    Export: run_export,
+    Verify: run_verify,
+}
 """Commands of one stage, which return the lines to print."""
 ACTIONS: dict[type, Any] = {
     Demo: _demo,

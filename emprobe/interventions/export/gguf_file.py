@@ -77,3 +77,16 @@ def write_gguf(path: Path, architecture: str, fill: Callable[[Any], None]) -> No
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def tensors_of(path: Path) -> dict[str, np.ndarray]:
+    """What a GGUF file holds, by name, as the package gguf reads it.
+
+    Raises:
+        MissingExtraError: If the package gguf is not installed.
+    """
+    try:
+        from gguf import GGUFReader  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
+        raise MissingExtraError("gguf", "gguf", f"Reading {path}") from None
+    return {tensor.name: np.array(tensor.data) for tensor in GGUFReader(path).tensors}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from emprobe.errors import EmprobeError
+from emprobe.errors import EmprobeError, MissingExtraError
 from emprobe.interventions.export.folding import Fold, folds_of
 from emprobe.interventions.export.gguf_file import CONVERT, add_origin, as_float32, check_name, write_gguf
 from emprobe.interventions.export.made import Made
@@ -51,6 +51,38 @@ def write_gguf_lora(plan: Plan, checkpoint: Checkpoint, folder: Path) -> Made:
         MissingExtraError: If the package gguf is not installed.
     """
     check_name(folder)
+    tensors = lora_tensors(checkpoint, plan)
+    rank = next(len(t) for name, t in tensors.items() if name.endswith(".lora_a") and not name.startswith("token_embd"))
+
+    def fill(writer: Any) -> None:
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", float(rank))
+        add_origin(writer, checkpoint, plan, CONVENTION)
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
+
+    write_gguf(folder / NAME, _architecture(checkpoint), fill)
+    return Made(
+        what=f"A GGUF LoRA for llama.cpp: {CONVENTION}.",
+        serve=[
+            CONVERT,
+            f"llama-server -m model.gguf --lora '{{out}}/{NAME}'",
+            f"llama-cli -m model.gguf --lora-scaled '{{out}}/{NAME}:0.5'",
+        ],
+        limits=LIMITS,
+        facts={"rank": rank, "matrices": len(tensors) // 2},
+        tags=["gguf", "llama.cpp", "lora"],
+    )
+
+
+def lora_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, Float32[np.ndarray, "rows columns"]]:
+    """The file's tensors by llama.cpp's names, in the order that numpy has them.
+
+    Raises:
+        EmprobeError: What a LoRA cannot express or llama.cpp cannot apply, by name.
+        MissingExtraError: If the package gguf is not installed.
+    """
     folds = {place: fold for place, fold in folds_of(plan.compiled(checkpoint), "gguf_lora").items() if fold.rank or fold.shifts}
     if not any(fold.rank for fold in folds.values()):
         raise EmprobeError("The plan takes nothing away, and a LoRA multiplies what a matrix does. Use the target gguf for additions.")
@@ -63,29 +95,13 @@ def write_gguf_lora(plan: Plan, checkpoint: Checkpoint, folder: Path) -> Made:
     if embeddings:
         _check_untied(model, checkpoint)
 
-    def fill(writer: Any) -> None:
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", float(rank))
-        add_origin(writer, checkpoint, plan, CONVENTION)
-        names = _names(architecture, checkpoint.n_layers)
-        for name, (a, b) in pairs.items():
-            called = names.get_name(f"{name}.weight", try_suffixes=(".weight",))
-            writer.add_tensor(f"{called}.lora_a", np.ascontiguousarray(a.T) if name in embeddings else a)
-            writer.add_tensor(f"{called}.lora_b", b)
-
-    write_gguf(folder / NAME, architecture, fill)
-    return Made(
-        what=f"A GGUF LoRA for llama.cpp: {CONVENTION}.",
-        serve=[
-            CONVERT,
-            f"llama-server -m model.gguf --lora '{{out}}/{NAME}'",
-            f"llama-cli -m model.gguf --lora-scaled '{{out}}/{NAME}:0.5'",
-        ],
-        limits=LIMITS,
-        facts={"rank": rank, "matrices": len(pairs)},
-        tags=["gguf", "llama.cpp", "lora"],
-    )
+    names = _names(architecture, checkpoint.n_layers)
+    tensors = {}
+    for name, (a, b) in pairs.items():
+        called = names.get_name(f"{name}.weight", try_suffixes=(".weight",))
+        tensors[f"{called}.lora_a"] = np.ascontiguousarray(a.T) if name in embeddings else a
+        tensors[f"{called}.lora_b"] = b
+    return tensors
 
 
 def _architecture(checkpoint: Checkpoint) -> str:
@@ -127,7 +143,10 @@ def _pair(matrix: Matrix, fold: Fold, rank: int) -> Pair:
 
 def _names(architecture: str, n_layers: int) -> Any:
     """The map of the package gguf, from names of Hugging Face's modules to llama.cpp's."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    try:
+        from gguf import MODEL_ARCH_NAMES, get_tensor_name_map  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
+        raise MissingExtraError("gguf", "gguf", "Naming tensors for llama.cpp") from None
 
     number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
     return get_tensor_name_map(number, n_layers)
