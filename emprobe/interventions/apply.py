@@ -28,7 +28,10 @@ from emprobe.models.sites import decoder_of
 def intervene(checkpoint: Checkpoint, *operators: Operator | Plan, conflicts: Conflicts = "sequential") -> Iterator[Receipt]:
     """Steer or ablate while the block lasts; afterwards the model is as it was, also after an exception.
 
-    Blocks may be nested: what was entered first acts first.
+    Blocks may be nested: at one place, what was entered first acts first; places come in the order of the forward pass. What the model
+    generates is steered alike with a cache or without, in a batch or alone, in chunks, by beams, from drafts, and in continuous batching
+    (`generate_batch`) that begins inside the block. Gradients flow through; a backward pass that runs checkpointed blocks again belongs
+    inside the block.
 
     Args:
         checkpoint: The model; inside the block its adapter is in this checkpoint's state.

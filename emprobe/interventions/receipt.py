@@ -57,6 +57,12 @@ class Receipt:
 
     Of an operator on more than one dimension, `projection` is the norm of the part in its span.
 
+    Counted is what forward passes saw. Rows are those of a batch (beams and several answers of `generate` are rows of their own; in
+    continuous batching a prompt is one). A text that is read again, since there is no cache or a draft of it was thrown away, counts again,
+    and so does what `generate` fills a row with that ended before others did: it is steered in vain. Not counted is a block that gradient
+    checkpointing runs again. At `resid_mid` of a model in half precision, the change is counted as it was before attention's output was
+    rounded.
+
     Attributes:
         plan_of_row: Which plan each row of the batch carries, where there are several; `emprobe.sweep` sets it.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +33,7 @@ class When:
     direction: Direction
     above: float | None = None
     below: float | None = None
+    _vectors: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.above is None and self.below is None:
@@ -44,7 +45,10 @@ class When:
         """At which tokens it holds."""
         hidden = hidden.detach()
         exact = hidden if hidden.dtype == torch.float64 else hidden.float()
-        projection = exact @ self.direction.vector.to(device=exact.device, dtype=exact.dtype)
+        key = (exact.device, exact.dtype)
+        if key not in self._vectors:
+            self._vectors[key] = self.direction.vector.to(*key)
+        projection = exact @ self._vectors[key]
         above = projection > (float("-inf") if self.above is None else self.above)
         return above if self.below is None else above & (projection < self.below)
 

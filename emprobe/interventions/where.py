@@ -30,7 +30,7 @@ class Where:
         prompt_window: Only the prompt's tokens from .. up to (a slice, negative from the prompt's end; `None` is open).
         generation_window: Only the answer's tokens from .. up to, counted from its first (0); `None` is open.
         exclude_first: Leave out position 0, an attention sink in many models.
-        exclude_special: Leave out the tokenizer's special tokens, wherever they stand.
+        exclude_special: Leave out all tokens that decoding skips as special, the marks of a chat template among them, wherever they stand.
 
     Raises:
         EmprobeError: If it names no tokens at all, or contradicts itself.

@@ -11,13 +11,13 @@ import torch
 
 from emprobe.batching import pad
 from emprobe.errors import InterventionDidNotFire
-from emprobe.interventions import When, intervene
+from emprobe.interventions import When, Where, intervene
 from emprobe.models import Checkpoint, encode
 from emprobe.types import Conversation
 from tests.fixtures.models import ARCHITECTURES, Architecture, Checkpoints
 from tests.interventions.by_hand import FAMILIES, WHERES, direction, greedy, load_narrow
 
-STEPS = 6
+STEPS = 5
 WORDS = "plant beans peas and a row of carrots in good soil first change the washer"
 
 
@@ -53,6 +53,11 @@ def generated(checkpoint: Checkpoint, prompts: list[list[int]], **how: Any) -> l
     return [cut(checkpoint, row[start:].tolist()) for row in out]
 
 
+def split_matters(where: Where) -> bool:
+    """Whether a way of generating could go wrong in a way of its own."""
+    return where != Where()
+
+
 CASES = {
     **{f"{family}, all": (family, "all") for family in FAMILIES},
     **{f"add, {where}": ("add", where) for where in WHERES if where != "all"},
@@ -77,11 +82,11 @@ def test_every_way_of_generating_equals_the_oracle(checkpoint: Checkpoint, case:
     by_hand = [greedy(checkpoint, prompt, family, named, STEPS) for prompt in prompts]
     wanted = [tokens for tokens, _ in by_hand]
     for way, how in WAYS.items():
-        if way == "embeddings" and where.exclude_special:
+        if (way == "embeddings" and where.exclude_special) or (way not in ("batched", "static") and not split_matters(where)):
             continue
         with intervene(checkpoint, operator):
             assert generated(checkpoint, prompts, **how) == wanted, way
-    for prompt, (tokens, done) in zip(prompts, by_hand, strict=True):
+    for prompt, (tokens, done) in list(zip(prompts, by_hand, strict=True))[1::2]:
         # One row alone; and drafted from its own text, several tokens to a forward pass.
         for how in ({}, {"prompt_lookup_num_tokens": 3}):
             with nullcontext() if done else pytest.raises(InterventionDidNotFire), intervene(checkpoint, operator):
