@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from emprobe.capture import ActivationStore, GroupMoments, capture, capture_moments
     from emprobe.directions import Direction, MeanDifference, PairedPCA, choose, fit_direction, fit_directions, layer_profile
     from emprobe.directions.importers import import_direction, import_directions
+    from emprobe.errors import EmprobeError, InterventionDidNotFire
     from emprobe.interventions import (
         Ablate,
         Add,
@@ -56,8 +57,10 @@ _HOME = {
     "Conversation": "types",
     "Criterion": "behaviour.criterion",
     "Direction": "directions",
+    "EmprobeError": "errors",
     "Estimate": "types",
     "GroupMoments": "capture",
+    "InterventionDidNotFire": "errors",
     "KeywordJudge": "behaviour.judges",
     "MeanAblate": "interventions",
     "MeanDifference": "directions",
@@ -108,8 +111,10 @@ __all__ = [
     "Conversation",
     "Criterion",
     "Direction",
+    "EmprobeError",
     "Estimate",
     "GroupMoments",
+    "InterventionDidNotFire",
     "KeywordJudge",
     "MeanAblate",
     "MeanDifference",

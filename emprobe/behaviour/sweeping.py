@@ -70,6 +70,7 @@ def sweep(
     how.check(questions)
     rows = [Row(question, sample, plan) for plan in range(len(plans)) for question in questions for sample in range(samples)]
     with intervene_rows(checkpoint, list(plans.values())) as receipt:
+        receipt.plan_names = list(plans)
 
         def carry(batch: list[int]) -> None:
             receipt.plan_of_row = [rows[row].plan for row in batch]

@@ -12,6 +12,7 @@ from torch import Tensor
 from emprobe.errors import InterventionDidNotFire
 from emprobe.interventions.edit import Edit
 from emprobe.interventions.places import Hooked
+from emprobe.interventions.receipt_table import table_of
 from emprobe.interventions.tally import Tally, Totals
 from emprobe.interventions.tokens import Prompts
 
@@ -51,7 +52,7 @@ class Line:
         }
 
 
-@dataclass
+@dataclass(repr=False)
 class Receipt:
     """Per operator and layer: forwards and rows seen, positions steered, mean ‖Δh‖/‖h‖, mean projection before and after.
 
@@ -65,13 +66,15 @@ class Receipt:
 
     Attributes:
         plan_of_row: Which plan each row of the batch carries, where there are several; `emprobe.sweep` sets it.
+        plan_names: What the plans are called in the table, by number; `emprobe.sweep` sets them.
     """
 
     lines: list[Line] = field(default_factory=list)
     adapter: str = "none"
     prompts: Prompts = field(default_factory=Prompts)
     plan_of_row: Int[Tensor, " batch"] | Sequence[int] | None = None
-    hooked: Hooked | None = field(default=None, repr=False)
+    plan_names: Sequence[str] = ()
+    hooked: Hooked | None = None
 
     @property
     def prompt_lengths(self) -> Int[Tensor, " batch"] | Sequence[int] | None:
@@ -100,16 +103,9 @@ class Receipt:
             _check(line)
 
     def __str__(self) -> str:
-        head = f"{'operator':<22}{'layer':>5}{'forwards':>9}{'rows':>6}{'positions':>10}{'|dh|/|h|':>9}{'x·v before':>11}{'after':>9}"
-        body = []
-        for entry in self.as_dict():
-            shown = [entry[k] for k in ("mean_relative_change", "projection_before", "projection_after")]
-            change, before, after = (float("nan") if x is None else x for x in shown)
-            body.append(
-                f"{entry['operator']:<22}{entry['layer']:>5}{entry['forwards']:>9}{entry['rows']:>6}{entry['positions']:>10}"
-                f"{change:>9.3f}{before:>11.3f}{after:>9.3f}"
-            )
-        return "\n".join([head, *body])
+        return table_of(self.as_dict(), self.plan_names)
+
+    __repr__ = __str__
 
 
 def _check(line: Line) -> None:

@@ -219,7 +219,11 @@ def test_receipt_counts_what_happened(llama: Checkpoints) -> None:
     assert line["positions_in_generation"] == 5 * len(QUESTIONS), "the last new token is never fed back"
     assert line["projection_after"] == pytest.approx(line["projection_before"] + 5.0, abs=1e-3)
     assert line["mean_relative_change"] > 0
-    assert "Add(1 resid)" in str(receipt)
+    head, shown = str(receipt).splitlines()
+    assert " ".join(head.split()) == "operator place forwards rows positions in prompt generated |dh|/|h| x·v before after"
+    assert shown.startswith("Add(1 resid)  resid_post[")
+    assert shown.split()[3:8] == [str(line[k]) for k in ("forwards", "rows", "positions", "positions_in_prompt", "positions_in_generation")]
+    assert repr(receipt) == str(receipt), "a notebook shows the table too"
 
 
 def test_silence_is_refused(llama: Checkpoints) -> None:

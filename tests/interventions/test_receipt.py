@@ -11,6 +11,7 @@ import torch
 from emprobe.batching import pad
 from emprobe.errors import InterventionDidNotFire
 from emprobe.interventions import Add, When, Where, intervene, intervene_rows
+from emprobe.interventions.receipt_table import table_of
 from emprobe.models import Checkpoint, encode, load_model
 from emprobe.types import Conversation
 from tests.fixtures.models import Architecture, Checkpoints
@@ -157,3 +158,33 @@ def test_a_row_without_the_token_named_is_no_silence(checkpoint: Checkpoint) -> 
         intervene(checkpoint, operator),
     ):
         generate(checkpoint, prompts)
+
+
+def entry(**other: Any) -> dict[str, Any]:
+    counts = dict.fromkeys(("forwards", "rows", "positions", "positions_in_prompt", "positions_in_generation"), 7)
+    means = dict.fromkeys(("mean_relative_change", "projection_before", "projection_after"), 0.25)
+    return {"operator": "Ablate", "plan": 0, "layer": 3, "site": "mlp_out", **counts, **means, **other}
+
+
+def test_a_table_is_as_wide_as_what_stands_in_it_and_says_what_is_not_known() -> None:
+    long = entry(
+        operator="SetProjection([-0.12345, 2.5] abs)", layer=47, site="resid_post", positions=123_456_789_012, positions_in_prompt=None
+    )
+    text = table_of([entry(), long])
+    head, first, second = text.splitlines()
+    assert len(head) == len(first) == len(second), "columns are aligned"
+    assert "plan" not in head
+    assert second.startswith("SetProjection([-0.12345, 2.5] abs)  resid_post[47]  ")
+    assert second.split()[-7:] == ["7", "123456789012", "-", "7", "0.250", "0.250", "0.250"]
+    for name in ("rows", "positions", "after"):
+        assert first[: head.index(name) + len(name)].endswith(("7", "0.250")), "numbers end below their heads"
+
+
+def test_a_table_of_several_plans_says_which_by_name_or_number() -> None:
+    entries = [entry(plan=0), entry(plan=2)]
+    assert [line.split()[:2] for line in table_of(entries).splitlines()] == [["plan", "operator"], ["0", "Ablate"], ["2", "Ablate"]]
+    named = table_of(entries, ["weak", "none", "a random one"]).splitlines()
+    assert named[1].startswith("weak          Ablate")
+    assert named[2].startswith("a random one  Ablate")
+    assert table_of(entries[:1], ["weak"]).splitlines()[1].startswith("weak")
+    assert table_of([]).split()[0] == "operator"
