@@ -99,7 +99,7 @@ def _running(checkpoint: Checkpoint, plans: Sequence[Plan]) -> Iterator[Receipt]
             hooked.write(place, _writer([k for k, _ in kernels], conditions.get(place, []), state))
         receipt.lines.sort(key=lambda line: line.plan)
         receipt.hooked = hooked
-        stack.enter_context(listening(model, Listener(receipt.prompts, len(plans))))
+        stack.enter_context(listening(model, Listener(receipt.prompts, any(edit.where.splits for _, edit in edits), len(plans))))
         checkpoint.interventions.append(receipt)
         stack.callback(_forget, checkpoint.interventions, receipt)
         yield receipt

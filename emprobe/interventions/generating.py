@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ class Listener:
 
     Attributes:
         prompts: Where it is told.
+        splits: Whether it treats tokens of prompt and answer differently.
         n_plans: How many plans its rows carry.
     """
 
     prompts: Prompts
+    splits: bool
     n_plans: int
 
 
@@ -35,6 +38,7 @@ class _Told:
 
     def __init__(self, model: Any) -> None:
         self.listeners: list[Listener] = []
+        self.model = weakref.ref(model)
         self.before = {name: model.__dict__.get(name) for name in NAMES}
         self.own: dict[str, Any] = {name: getattr(model, name, None) for name in NAMES}
         for name, method in NAMES.items():
@@ -50,6 +54,11 @@ class _Told:
 
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Say how wide the prompts are, while the model generates."""
+        if _guided(self.model(), kwargs) and any(listener.splits for listener in self.listeners):
+            raise EmprobeError(
+                "guidance_scale runs a second text without the prompt, or with another one, and where that ends is not known; this "
+                "intervention tells prompt from answer. Leave guidance_scale out, or steer all tokens."
+            )
         told = [(listener.prompts, vars(listener.prompts).copy()) for listener in self.listeners]
         for prompts, _ in told:
             prompts.width, prompts.begun = _width(inputs, kwargs), False
@@ -71,6 +80,13 @@ class _Told:
         for listener in self.listeners:
             listener.prompts.batch = batch
         return manager
+
+
+def _guided(model: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether generation is asked to be guided away from a second text."""
+    settings = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+    scale = kwargs.get("guidance_scale", getattr(settings, "guidance_scale", None))
+    return scale is not None and scale != 1
 
 
 def _width(inputs: Any, kwargs: dict[str, Any]) -> int:

@@ -170,6 +170,25 @@ def test_inference_mode_and_an_earlier_cache_are_counted_like_any_other(one: Che
     assert line["rows"] == line["rows_steered"] == 4 + 2 + 1 + 1
 
 
+def test_guidance_by_a_second_text_is_refused_where_prompts_matter_and_steers_both_texts_otherwise(one: Checkpoint) -> None:
+    d, prompts = direction(one), prompts_of(one)[:2]
+    with adding(one, 7.5 * d.vector.float()):
+        wanted = new_tokens(one, prompts, guidance_scale=1.5)
+    with intervene(one, Add(d, 1.5)):
+        assert new_tokens(one, prompts, guidance_scale=1.5) == wanted
+    with pytest.raises(EmprobeError, match="guidance_scale runs a second text"), intervene(one, Add(d, 1.5, where=Where(prompt=False))):
+        new_tokens(one, prompts, guidance_scale=1.5)
+
+
+def test_drafts_of_another_model_change_no_token(checkpoints_of: Callable[[Architecture], Checkpoints], one: Checkpoint) -> None:
+    other = load_model(checkpoints_of("llama").base)
+    prompt, (where, named) = prompts_of(one)[1], WHERES["windows"]
+    wanted, _ = greedy(one, prompt, FAMILIES["add"], named, 5)
+    with intervene(one, Add(direction(one), 1.5, where=where)):
+        assert new_tokens(one, [prompt], assistant_model=other.hf) == [wanted]
+        assert new_tokens(one, [prompt], assistant_model=one.hf) == [wanted], "the steered model drafts for itself"
+
+
 # ---- continuous batching
 
 
