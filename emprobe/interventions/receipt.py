@@ -120,7 +120,8 @@ def _check(line: Line) -> None:
     if not found.positions:
         raise InterventionDidNotFire(
             f"{place} saw {found.forwards} forward passes and {found.rows} rows but "
-            f"steered no position with {line.edit.where}. Name other tokens, or generate at least one."
+            f"steered no position with {line.edit.where}. Name other tokens, or generate more: a new token can be steered only once it is "
+            "read again at the next step."
         )
     if line.edit.where.prompt and found.rows_steered < found.rows:
         raise InterventionDidNotFire(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ READ_BACK = ("gguf", "gguf_lora")
 """Exports whose tensors are read back; llama.cpp itself is not run."""
 TARGETS = (*RELOADED, *READ_BACK)
 N_ROWS, LONGEST = 4, 24
+WIDTH = 120
+"""Columns of the printed table."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,12 @@ class Verified:
 
     def _line(self, check: Check) -> str:
         if check.deviation is None:
-            return f"  {check.name:<18}{'-':>13}{'-':>15}  {check.status}: {check.why}"
-        share = f"{check.deviation / self.effect:.1e}" if self.effect else "-"
-        return f"  {check.name:<18}{check.deviation:>13.2g}{share:>15}  {check.status}{f' ({check.why})' if check.why else ''}"
+            deviation, share, said = "-", "-", f"{check.status}: {check.why}"
+        else:
+            share = f"{check.deviation / self.effect:.1e}" if self.effect else "-"
+            deviation, said = f"{check.deviation:.2g}", check.status + (f" ({check.why})" if check.why else "")
+        head = f"  {check.name:<18}{deviation:>13}{share:>15}  "
+        return textwrap.fill(said, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
 
 
 def verify(

@@ -234,7 +234,10 @@ def test_silence_is_refused(llama: Checkpoints) -> None:
     ):
         pass
     only_generation = Add(direction(checkpoint), 1, where=Where(prompt=False))
-    with pytest.raises(InterventionDidNotFire, match="steered no position"), intervene(checkpoint, only_generation):
+    with (
+        pytest.raises(InterventionDidNotFire, match=r"steered no position with the generation\..*read again at the next step"),
+        intervene(checkpoint, only_generation),
+    ):
         generate(checkpoint, QUESTIONS, max_new_tokens=1, progress=False)
 
 

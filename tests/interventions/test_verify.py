@@ -37,7 +37,8 @@ def test_what_agrees_and_what_cannot_express_the_plan(model: Checkpoint) -> None
     assert status == {"lora": "ok", "weights": "ok", "gguf": "refused"}
     assert found.effect > 100 * found.allowed, "the plan does something"
     assert all(check.deviation is not None and check.deviation < 1e-5 for check in found.checks if check.status == "ok")
-    assert "cannot express Ablate" in str(found)
+    assert "refused: A control vector adds the same vector at every token, so it cannot express Ablate." in " ".join(str(found).split())
+    assert max(map(len, str(found).splitlines())) <= 120, "reasons go on below"
 
 
 def test_a_control_vector_is_read_back_bit_by_bit(model: Checkpoint) -> None:
