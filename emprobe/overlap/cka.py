@@ -22,7 +22,9 @@ def linear_cka(
 ) -> Estimate:
     """Linear centred kernel alignment of two activation sets with the same rows, 0 to 1.
 
-    With more dimensions than rows it is high for unrelated sets too, which is why its null, rows of `y` shuffled, stands beside it.
+    With more dimensions than rows it is high for unrelated sets too, which is why its null, rows of `y` shuffled, stands beside it. The
+    interval takes that bias away, so it may lie mostly below the value. In simulation (20 to 100 questions of 1 to 4 rows in 32 to 256
+    dimensions, true CKA .1 to .9; 400 repetitions each) it covers 92 to 97 %.
 
     Args:
         x: Activations `[n, d_x]`.

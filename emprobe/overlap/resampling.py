@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, stats
 
 from emprobe.errors import EmprobeError, MismatchError
-from emprobe.overlap.measures import Side, measures
-from emprobe.overlap.spans import matrix_of, principal_span
+from emprobe.overlap.measures import SMALLER_IS_MORE, Side, measures
+from emprobe.overlap.spans import SpanError, matrix_of, principal_span
 from emprobe.types import Estimate
 
 Floats = NDArray[np.float64]
@@ -32,16 +33,16 @@ class Source:
         """The side that the rows give without those of some groups.
 
         Raises:
-            EmprobeError: If what is left has too few dimensions.
+            SpanError: If what is left has too few dimensions.
         """
         rows, k = self.rows[~np.isin(self.groups, without)], len(self.basis)
         mean = rows.mean(axis=0) if self.centred and len(rows) else None
         # Equal rows leave rounding after centring, which is no dimension.
         basis = _leading(rows if mean is None else rows - mean, k, least=1e-28 * float((rows**2).sum()))
         if len(basis) < k:
-            raise EmprobeError(
-                f"An interval was asked for, but without one of their groups the {len(self.rows)} rows have fewer than {k} dimensions. "
-                "Give more groups, a smaller k, or resamples=0."
+            raise SpanError(
+                f"An interval was asked for, but without one of their groups the {len(self.rows)} rows have fewer than {k} dimensions.",
+                "Give more groups, a smaller k, or resamples=0.",
             )
         # A vector has a sign, and keeps it; a basis of several has none.
         return Side(basis if k > 1 else basis * np.sign(basis @ self.basis.T + 1e-300), mean, rows)
@@ -90,10 +91,13 @@ def interval(name: str, value: float, without: Sequence[Floats], level: float = 
     """Jackknife interval: the value less its bias, plus and minus Student's t times the standard error, both from leaving groups out.
 
     Noise makes estimated spans overlap less than the true ones, which leaving groups out shows and takes away; resampling with
-    replacement would add far more noise than it measures. In simulation, with 20 to 100 questions in 6 to 64 dimensions, it covers 92 to
-    99 % for squared cosines, 90 to 99 % for angles, and 88 % for the Grassmann distance of nearly orthogonal spans. The ends lie in the
-    measure's range, and the value is inside. At the end of the range it cannot be right: for spans less than .1 rad apart that 120 rows
-    show .17 apart, squared cosines were covered always and angles in 75 %.
+    replacement would add far more noise than it measures. Noise adds to the squares of angles, not to the angles, so the intervals of
+    angles and of the Grassmann distance are made for their squares and mapped back; that of CKA, a correlation of Gram matrices, for
+    its Fisher z. The ends lie in the measure's range, and the value is inside.
+
+    In simulation (500 repetitions each; 20 to 60 questions, 1 to 4 rows each, in 6 to 128 dimensions) it covers 92 to 98 % for every
+    measure, CKA too (400 repetitions). It covers more, 98 to 100 %, where noise opens an angle by a seventh or more of itself, as
+    between nearly equal spans (.05 rad apart where rows show .17): leaving groups out counts the squares of noise about twice.
 
     Args:
         name: Of the measure.
@@ -101,22 +105,30 @@ def interval(name: str, value: float, without: Sequence[Floats], level: float = 
         without: The measure without each block of groups; one array for each side whose groups are left out by themselves.
         level: Coverage aimed at.
 
-    Source: Efron & Tibshirani (1993), chapter 11; Quenouille (1956), Biometrika 43, 353-360 (bias).
+    Source: Efron & Tibshirani (1993), chapter 11; Quenouille (1956), Biometrika 43, 353-360 (bias); Fisher (1921),
+        Metron 1, 3-32 (z).
 
     Example:
-        Of a mean it is the usual interval: for 11, 12 and 13 it is 12 plus and minus 4.303 / sqrt(3).
+        Of a mean it is the usual interval: for .11, .12 and .13 it is .12 plus and minus 4.303 x .01 / sqrt(3).
 
-        >>> [round(end, 3) for end in interval("grassmann_distance", 12.0, [np.array([12.5, 12.0, 11.5])])]
-        [9.516, 14.484]
+        >>> [round(end, 4) for end in interval("mean_squared_cosine", 0.12, [np.array([0.125, 0.12, 0.115])])]
+        [0.0952, 0.1448]
     """
+    there, back = _scale(name)
+    low, high = (float(back(end)) for end in _jackknife(float(there(value)), [there(x) for x in without], level))
+    least, most = _range(name)
+    # The way back may miss the value by its last digit.
+    return float(np.clip(min(low, value), least, most)), float(np.clip(max(high, value), least, most))
+
+
+def _jackknife(value: float, without: Sequence[Floats], level: float) -> tuple[float, float]:
     variance = sum((len(x) - 1) / len(x) * float(((x - x.mean()) ** 2).sum()) for x in without)
     biases = [(len(x) - 1) * (float(x.mean()) - value) for x in without]
     # A bias is a mean of squares over the groups, and is known no better than one: to sqrt(2 / (n - 1)) of itself.
     variance += sum(2 / (len(x) - 1) * bias**2 for x, bias in zip(without, biases, strict=True))
     centre = value - sum(biases)
     half = float(stats.t.ppf(0.5 + level / 2, min(len(x) for x in without) - 1) * np.sqrt(variance))
-    least, most = _range(name)
-    return float(np.clip(min(centre - half, value), least, most)), float(np.clip(max(centre + half, value), least, most))
+    return min(centre - half, value), max(centre + half, value)
 
 
 def ceiling(
@@ -182,9 +194,16 @@ def _leading(rows: Floats, k: int, least: float) -> Floats:
     return np.asarray((vectors if n > d else linalg.qr(rows.T @ vectors, mode="economic", check_finite=False)[0]).T)
 
 
+def _scale(name: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Where a measure's noise adds or has an even spread, and the way back."""
+    if name.startswith(SMALLER_IS_MORE):
+        return np.square, lambda x: np.sqrt(np.maximum(x, 0.0))
+    if name == "cka":
+        return lambda x: np.arctanh(np.minimum(x, 1 - 1e-15)), np.tanh
+    return (lambda x: x), (lambda x: x)
+
+
 def _range(name: str) -> tuple[float, float]:
-    if name.startswith("angle"):
-        return 0.0, float(np.pi / 2)
-    if name.startswith("grassmann"):
-        return 0.0, float("inf")
+    if name.startswith(SMALLER_IS_MORE):
+        return 0.0, float(np.pi / 2) if name.startswith("angle") else float("inf")
     return (-1.0, 1.0) if name in ("cosine", "reconstruction_cosine") else (0.0, 1.0)

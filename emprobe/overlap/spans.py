@@ -15,6 +15,14 @@ from emprobe.errors import EmprobeError
 Floats = NDArray[np.float64]
 
 
+class SpanError(EmprobeError):
+    """Rows have fewer dimensions than were asked of them; `found` is what they have, without what to do about it."""
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found} {advice}")
+        self.found = found
+
+
 def matrix_of(values: Any, what: str = "rows") -> NDArray[Any]:
     """Finite rows `[n, d_model]` as they are stored, float32 or float64; a vector is one row.
 
@@ -73,7 +81,8 @@ def principal_span(values: Any, *, k: int | None, share: float | None, centred: 
         rounding: Singular values up to this are rounding of what the rows were made from, and count for no dimension.
 
     Raises:
-        EmprobeError: Unless exactly one of k and share is given and the rows have that rank.
+        EmprobeError: Unless exactly one of k and share is given and makes sense.
+        SpanError: If the rows have no such rank.
 
     Example:
         >>> found = principal_span([[3.0, 0.0], [0.0, 4.0]], k=1, share=None, centred=False)
@@ -89,9 +98,9 @@ def principal_span(values: Any, *, k: int | None, share: float | None, centred: 
     rank, singular, vectors = _decomposed(rows)
     rank = min(rank, int((singular > rounding).sum()))
     if rank == 0 and mean is not None and np.linalg.norm(mean) * len(rows) ** 0.5 > rounding:
-        raise EmprobeError(_all_equal(rows, what, " but for rounding"))
+        raise _all_equal(rows, what, " but for rounding")
     if rank == 0:
-        raise EmprobeError(f"All {len(rows)} {what} are zero, so they span nothing. Are base and tuned the same weights?")
+        raise SpanError(f"All {len(rows)} {what} are zero, so they span nothing.", "Are base and tuned the same weights?")
     total = float((singular**2).sum())
     shares = singular**2 / total
     if share is not None:
@@ -100,7 +109,7 @@ def principal_span(values: Any, *, k: int | None, share: float | None, centred: 
     assert k is not None
     if k > rank:
         after = " after centring" if centred else ""
-        raise EmprobeError(f"{k} components were asked of {what} of rank {rank}{after} ({len(rows)} rows). Ask for at most {rank}.")
+        raise SpanError(f"{k} components were asked of {what} of rank {rank}{after} ({len(rows)} rows).", f"Ask for at most {rank}.")
     return Span(_signed(vectors[:k]), shares[:k], total, mean)
 
 
@@ -153,12 +162,14 @@ def _check_size(rows: Floats, k: int | None, share: float | None, what: str) -> 
 def _check_varies(rows: Floats, mean: Floats, what: str) -> None:
     """Rows that are equal but for rounding have no centred span, only noise that looks like one."""
     spread, size = float(np.abs(rows - mean).max()), float(np.abs(rows).max())
-    if spread <= 1e-12 * size or size == 0:
-        raise EmprobeError(_all_equal(rows, what))
+    if size == 0:
+        raise SpanError(f"All {len(rows)} {what} are zero, so they span nothing.", "Are base and tuned the same weights?")
+    if spread <= 1e-12 * size:
+        raise _all_equal(rows, what)
 
 
-def _all_equal(rows: Floats, what: str, but: str = "") -> str:
-    return (
-        f"All {len(rows)} {what} are equal{but}, so nothing is left after centring. Give rows that differ, or centred=False for the span "
-        "of their mean."
+def _all_equal(rows: Floats, what: str, but: str = "") -> SpanError:
+    return SpanError(
+        f"All {len(rows)} {what} are equal{but}, so nothing is left after centring.",
+        "Give rows that differ, or centred=False for the span of their mean.",
     )
