@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from emprobe.interventions.verify import verify
     from emprobe.models import load_model, load_pair
     from emprobe.models.showing import show_positions
-    from emprobe.overlap import Subspace, ceiling, linear_cka, nulls, overlap
+    from emprobe.overlap import Subspace, ceiling, linear_cka, nulls, overlap, overlap_layers
     from emprobe.report import plots
     from emprobe.types import Conversation, Estimate
 
@@ -94,6 +94,7 @@ _HOME = {
     "load_pair": "models",
     "load_questions": "behaviour.questions",
     "overlap": "overlap",
+    "overlap_layers": "overlap",
     "runtime_of": "interventions.runtimes",
     "save_questions": "behaviour.questions",
     "show_positions": "models.showing",
@@ -150,6 +151,7 @@ __all__ = [
     "nulls",
     "organisms",
     "overlap",
+    "overlap_layers",
     "plots",
     "runtime_of",
     "save_questions",

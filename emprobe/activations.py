@@ -84,6 +84,11 @@ class Activations:
         """
         return self.values[:, self.column(layer)]
 
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The question of each row: what statistics take as groups."""
+        return tuple(question for question, _ in self.keys)
+
     def column(self, layer: int) -> int:
         """Which column holds a layer."""
         if layer not in self.layers:
@@ -164,5 +169,26 @@ class PairActivations:
         """Rows of tuned minus rows of base, float64."""
         return self.tuned - self.base
 
+    def at(self, layer: int) -> Float[Tensor, "row d_model"]:
+        """Rows of tuned minus rows of base at one layer, float64.
+
+        Raises:
+            EmprobeError: If that layer was not captured.
+        """
+        return self.tuned.at(layer).double() - self.base.at(layer).double()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The 0-based blocks that were captured."""
+        return self.base.layers
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The question of each row: what statistics take as groups."""
+        return self.base.questions
+
     def __len__(self) -> int:
         return len(self.base)
+
+    def __repr__(self) -> str:
+        return f"PairActivations(tuned {self.tuned!r}, base {self.base.checkpoint!r})"

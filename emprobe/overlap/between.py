@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emprobe.activations import Activations, PairActivations
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.overlap.measures import Floats, Side, measures
 from emprobe.overlap.nulls import Analytic, FrameLaw, analytic, drawn_nulls, haar
@@ -100,8 +101,9 @@ def overlap(
         b: The subspace that is held.
         nulls: `haar`, `analytic`, or laws from `emprobe.nulls` that need rows, such as `nulls.covariance_matched(rows)`. A random
             subspace takes a's place; b stays. The first one named stands beside each estimate.
-        rows_a: The rows `[n, d_model]` that a was made from. With them its interval is found by making it again without each group;
-            without rows on either side there is no interval, since two bases show no doubt.
+        rows_a: The rows `[n, d_model]` that a was made from, or the activations, of which its layer's rows (a pair's deltas) and their
+            questions are taken. With them its interval is found by making it again without each group; without rows on either side
+            there is no interval, since two bases show no doubt.
         rows_b: The rows that b was made from; explained L2 and its kin are then of these rows instead of b's basis.
         groups_a: The group (question) of each of `rows_a`; groups of one name on both sides are left out together.
         groups_b: The same for `rows_b`.
@@ -123,6 +125,8 @@ def overlap(
     first, second = (_as_subspace(side) for side in (a, b))
     _check_belong(first, second)
     laws = [_law(null) for null in ([nulls] if isinstance(nulls, str) else nulls)]
+    rows_a, groups_a = _rows_and_groups(rows_a, groups_a, first, "rows_a")
+    rows_b, groups_b = _rows_and_groups(rows_b, groups_b, second, "rows_b")
     rows = [_fitting_rows(r, s, which) for r, s, which in ((rows_a, first, "rows_a"), (rows_b, second, "rows_b"))]
     whole = Side(first.basis.double().numpy(), _mean(first)), Side(second.basis.double().numpy(), None, rows[1])
     values = measures(*whole)
@@ -218,6 +222,17 @@ def _law(null: str | Analytic | FrameLaw) -> Analytic | FrameLaw:
             "with them, such as nulls.covariance_matched(rows)."
         )
     return BY_NAME[null]()
+
+
+def _rows_and_groups(rows: Any, groups: Sequence[Hashable] | None, space: Subspace, which: str) -> tuple[Any, Sequence[Hashable] | None]:
+    """Rows as given or, of activations, those of the subspace's layer with their questions as groups."""
+    if not isinstance(rows, Activations | PairActivations):
+        return rows, groups
+    if space.layer is None:
+        raise EmprobeError(
+            f"{which} are activations of layers {', '.join(map(str, rows.layers))}, and the subspace names none. Give .at(layer)."
+        )
+    return rows.at(space.layer), rows.questions if groups is None else groups
 
 
 def _fitting_rows(rows: Any, space: Subspace, which: str) -> Floats | None:

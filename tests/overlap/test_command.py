@@ -58,6 +58,66 @@ def test_last_digits_of_float32_make_no_subspace(files: dict[str, str], tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def flattened(path: Path, acts: Activations, values: torch.Tensor) -> str:
+    """The same rows with values of its own at the first layer."""
+    replace(acts, values=torch.stack([values.float(), acts.values[:, 1]], dim=1)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("delta", "reason"),
+    [
+        (torch.zeros(N, D), "All 24 deltas there are zero, so they span nothing."),
+        (torch.ones(N, D), "All 24 deltas there are equal but for rounding, so nothing is left after centring."),
+        (
+            torch.linspace(1, 2, N)[:, None] * torch.linspace(-1, 1, D),
+            "2 components were asked of deltas there of rank 1 after centring (24 rows).",
+        ),
+    ],
+    ids=["silent", "equal", "rank 1"],
+)
+def test_a_layer_that_cannot_carry_the_subspace_is_left_out_with_its_reason(
+    files: dict[str, str], tmp_path: Path, delta: torch.Tensor, reason: str
+) -> None:
+    base, one = (Activations.load(files[name]) for name in ("base", "one"))
+    flat = flattened(tmp_path / "flat.safetensors", one, base.values[:, 0] + delta)
+    sides: dict[str, Any] = {"a": (files["base"], flat), "b": (files["base"], files["two"]), "k": 2, "draws": 20, "resamples": 20}
+    lines = run_overlap(OverlapCommand(**sides, out=str(tmp_path / "out")))
+    assert f"Left out: layer 3. {reason}" in lines
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [row["layer"] for row in result["layers"]] == [5]
+    assert list(result["left_out"]) == ["3"]
+    assert "Left out: layer 3." in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(EmprobeError, match=r"at layer 3 .* or give --no-centred, which keeps the rows' mean"):
+        run_overlap(OverlapCommand(**sides, layers=(3,), out=str(tmp_path / "asked")))
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_layer_whose_halves_cannot_carry_it_is_left_out_too(files: dict[str, str], tmp_path: Path) -> None:
+    # All rows but one question's lie on a line: two dimensions with that question, one without.
+    values = torch.outer(torch.arange(N), torch.arange(D)).float()
+    values[0, 0] += 50
+    flat = flattened(tmp_path / "flat.safetensors", Activations.load(files["one"]), values)
+    sides: dict[str, Any] = {"a": (flat,), "b": (files["two"],), "k": 2, "draws": 20}
+    for resamples, reason in (
+        (0, "2 components were asked of rows of a half of rank 1"),
+        (20, "without one of their groups the 24 rows have"),
+    ):
+        lines = run_overlap(OverlapCommand(**sides, resamples=resamples, out=str(tmp_path / f"out{resamples}")))
+        assert reason in next(line for line in lines if line.startswith("Left out: layer 3."))
+
+
+def test_single_layers_left_over_are_not_compared_with_one_another(files: dict[str, str], tmp_path: Path) -> None:
+    base, one, two = (Activations.load(files[name]) for name in ("base", "one", "two"))
+    first = flattened(tmp_path / "first.safetensors", one, base.values[:, 0])
+    second = str(tmp_path / "second.safetensors")
+    replace(two, values=torch.stack([two.values[:, 0], base.values[:, 1]], dim=1)).save(second)
+    with pytest.raises(
+        EmprobeError, match=r"No layer is left to compare. All 24 deltas at layer 3 .* All 24 deltas at layer 5 .*--no-centred"
+    ):
+        run_overlap(OverlapCommand((files["base"], first), (files["base"], second), str(tmp_path / "out"), k=2, draws=20, resamples=0))
+
+
 def test_two_deltas_over_layers(files: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = OverlapCommand(
@@ -103,8 +163,8 @@ def test_the_figure_draws_value_and_every_null(files: dict[str, str], tmp_path: 
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     ax = draw_overlap(result)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
-    assert {"isotropic null", "covariance-matched null", "mean squared cosine", "noise ceiling of half the rows"} <= set(labels)
-    line = next(line for line in ax.lines if line.get_label() == "mean squared cosine")
+    assert {"isotropic null, mean and 95 %", "covariance-matched null, mean and 95 %", "noise ceiling of half the rows"} <= set(labels)
+    line = next(line for line in ax.lines if line.get_label() == "mean squared cosine, 95 % interval")
     assert list(line.get_ydata()) == [row["measures"]["mean_squared_cosine"]["value"] for row in result["layers"]]
     assert list(line.get_xdata()) == list(LAYERS)
 
