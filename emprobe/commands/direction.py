@@ -10,10 +10,11 @@ from emprobe.activations import Activations, PairActivations
 from emprobe.commands.activations import read_activations
 from emprobe.directions import fit_direction, layer_profile
 from emprobe.directions.design import Source, check_labels, reference_of
+from emprobe.directions.profile import certainty_lines
 from emprobe.errors import EmprobeError
 from emprobe.files import atomic_path, content_hash, read_json, write_json, write_text
 from emprobe.report.direction_card import direction_card
-from emprobe.report.profiles import certainty_lines, choice_line, profile_figure
+from emprobe.report.profiles import choice_line, profile_figure
 from emprobe.studies.folder import claim_folder
 from emprobe.types import Site
 
@@ -72,7 +73,7 @@ def run_direction(command: DirectionCommand) -> list[str]:
     inputs = {part: value for part, value in card["provenance"].items() if part in ("base", "tuned", "checkpoint")}
     settings = {part: value for part, value in asdict(command).items() if part not in ("base", "tuned", "labels", "out")}
     choice = card["provenance"].pop("choice", None)
-    result = {"direction": card, "choice": choice, "profile": [row.as_dict() for row in profile], "inputs": inputs, "settings": settings}
+    result = {"direction": card, "choice": choice, "profile": profile.as_dict()["profile"], "inputs": inputs, "settings": settings}
     identity = {**settings, **{part: value["fingerprint"] for part, value in inputs.items()}, "rows": content_hash(_rows(acts, labels))}
     folder = claim_folder(Path(command.out), identity)
     direction.save(folder / "direction.safetensors")

@@ -10,7 +10,7 @@ from emprobe.directions.fit import fit_direction, fit_directions
 from emprobe.directions.leace import Leace
 from emprobe.directions.mean_difference import MeanDifference
 from emprobe.directions.paired_pca import PairedPCA
-from emprobe.directions.profile import LayerCertainty, layer_profile
+from emprobe.directions.profile import LayerCertainty, LayerProfile, layer_profile
 from emprobe.directions.resampling import ResampledDirection, resample_directions
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Design",
     "Direction",
     "LayerCertainty",
+    "LayerProfile",
     "Leace",
     "MeanDifference",
     "PairedPCA",

@@ -62,10 +62,19 @@ class Choice:
         lists = {name: list(getattr(self, name)) for name in ("dev_questions", "test_questions")}
         return {**asdict(self), "candidates": [asdict(c) for c in self.candidates], **lists}
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Choice:
+        """What `as_dict` gave, made a record again."""
+        lists = {name: tuple(plain[name]) for name in ("dev_questions", "test_questions")}
+        made = {"test": Estimate(**plain["test"]), "candidates": tuple(Candidate(**c) for c in plain["candidates"])}
+        return cls(**{**plain, **lists, **made})
+
     def __str__(self) -> str:
+        several = len({candidate.name for candidate in self.candidates}) > 1
         return (
-            f"{self.name}, layer {self.layer}, of {len(self.candidates)} candidates: AUROC {self.test} on {len(self.test_questions)} test "
-            f"questions (p {self.p_test:.3g}); chosen on {len(self.dev_questions)}, p of the maximum {self.p_max:.3g}"
+            f"Layer {self.layer}{f' of {self.name}' if several else ''} was chosen among {len(self.candidates)} by cross-fitted AUROC on "
+            f"{len(self.dev_questions)} questions (p of the maximum {self.p_max:.3g}, {self.scheme}); on {len(self.test_questions)} others "
+            f"its AUROC is {self.test} (p {self.p_test:.3g})."
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emprobe.directions.choose import Choice
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.files import check_fits, load_record, save_tensors
 from emprobe.types import Site
@@ -137,6 +138,15 @@ class Direction:
                 f"Directions of d_model {len(self.vector)} and {len(other.vector)} have no cosine. Take both from one model."
             )
         return float(self.vector.double() @ other.vector.double())
+
+    @property
+    def choice(self) -> Choice | None:
+        """How `layer="auto"` chose the layer, and what it is worth on other questions: a record that prints as a sentence.
+
+        `None` where the layer was asked for.
+        """
+        found = self.provenance.get("choice")
+        return None if found is None else Choice.from_dict(found)
 
     def card(self) -> dict[str, Any]:
         """Everything but the vector, as plain values."""

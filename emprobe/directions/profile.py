@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from emprobe.directions.design import Design, Floats, Source, design_of
+from emprobe.directions.design import Design, Floats, Source, design_of, reference_of
 from emprobe.directions.detection import auroc_estimate, auroc_of, crossfit_scores, folds_of
 from emprobe.directions.direction import Direction
 from emprobe.directions.energy import bf16_rounding, top_energy
@@ -59,6 +59,58 @@ class LayerCertainty:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class LayerProfile:
+    """What `layer_profile` found; `em.plots.draw_detection` and `draw_certainty` take it as it is, and printing it gives a table.
+
+    Attributes:
+        rows: One record for each layer at which something differs, ascending.
+        site: Where in the block the rows were read.
+        positions: Their position rule.
+    """
+
+    rows: tuple[LayerCertainty, ...]
+    site: str
+    positions: str
+
+    def __iter__(self) -> Iterator[LayerCertainty]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> LayerCertainty:
+        return self.rows[place]
+
+    def __repr__(self) -> str:
+        return "\n".join(certainty_lines(self.as_dict()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"record": "LayerProfile", "profile": [row.as_dict() for row in self.rows], "site": self.site, "positions": self.positions}
+
+
+def certainty_lines(result: Mapping[str, Any]) -> list[str]:
+    """The layers as a plain-text table; the one that was taken, where the result names it, has a star."""
+    taken = (result.get("direction") or {}).get("layer")
+    lines = [
+        f"{'layer':<7}{'|diff|/|resid|':>15}{'split-half':>12}{'cosine with the truth':>24}{'held-out AUROC':>24}{'p':>8}{'q':>8}"
+        f"{'top 5':>8}{'bf16':>8}"
+    ]
+    for row in result["profile"]:
+        half = "-" if row["split_half"] is None else f"{row['split_half']:.3f}"
+        mark = " *" if row["layer"] == taken else ""
+        lines.append(
+            f"{str(row['layer']) + mark:<7}{row['relative_norm']:>15.3f}{half:>12}{_shown(row['truth']):>24}{_shown(row['auroc']):>24}"
+            f"{row['p']:>8.3f}{row['q']:>8.3f}{100 * row['top_energy']:>6.1f} %{100 * row['bf16_rounding']:>6.1f} %"
+        )
+    return lines
+
+
+def _shown(estimate: Mapping[str, Any] | None) -> str:
+    return "-" if estimate is None else f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
 def layer_profile(
     acts: Source,
     *,
@@ -68,7 +120,7 @@ def layer_profile(
     permutations: int = 200,
     draws: int = 1000,
     seed: int = 0,
-) -> tuple[LayerCertainty, ...]:
+) -> LayerProfile:
     """How sure the direction of every layer is; layers at which nothing differs are left out.
 
     Args:
@@ -95,7 +147,9 @@ def layer_profile(
         resampled = _resampled(design, draws, seed) if is_plain_mean(chosen) else None
         found.append((direction, means, resampled, _detected(design, chosen, folds, permutations, seed)))
     rates = false_discovery_control([detected[1] for *_, detected in found])
-    return tuple(_row(*row, float(rate)) for row, rate in zip(found, rates, strict=True))
+    own = reference_of(acts)
+    rows = tuple(_row(*row, float(rate)) for row, rate in zip(found, rates, strict=True))
+    return LayerProfile(rows, own.site, own.positions)
 
 
 def _resampled(design: Design, draws: int, seed: int) -> ResampledDirection:

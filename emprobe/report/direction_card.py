@@ -7,8 +7,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from emprobe.directions.profile import certainty_lines
 from emprobe.report.cards import WARNING
-from emprobe.report.profiles import certainty_lines, choice_line
+from emprobe.report.profiles import choice_line
 
 READING = """* **split-half**: mean cosine between directions from two random halves of the questions, uncorrected.
 * **cosine with the truth**: what the resamples' noise leaves of 1, with its 95 % interval.

@@ -1,9 +1,11 @@
-"""A direction's layers as table and figure; each takes a result of `emprobe direction` and, for figures, an Axes."""
+"""A direction's layers as figures; each takes a result of `emprobe direction`, or what `layer_profile` gave, and an Axes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from emprobe.directions import Choice, LayerProfile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,45 +14,57 @@ if TYPE_CHECKING:
 DETECTED, SURE, NULL = "#b2182b", "#2166ac", "#888888"
 
 
-def draw_detection(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Cross-fitted AUROC of every layer with its interval, over the band that 95 % of relabellings stay in; the layer taken is marked."""
-    ax = _axes(ax)
-    rows = result["profile"]
+def draw_detection(result: Mapping[str, Any] | LayerProfile, *, layer: int | None = None, ax: Axes | None = None) -> Axes:
+    """Cross-fitted AUROC of every layer with its interval, over the band that 95 % of relabellings stay in.
+
+    `layer` is marked as the one taken; a result of `emprobe direction` names its own.
+    """
+    ax, rows = _axes(ax), _plain(result)["profile"]
     layers, found = [row["layer"] for row in rows], [row["auroc"] for row in rows]
     ax.fill_between(layers, 0.5, [row["null_p95"] for row in rows], color=NULL, alpha=0.25, lw=0, label="95 % of relabellings")
     ax.axhline(0.5, color=NULL, lw=0.8)
     values = [e["value"] for e in found]
     spread = [[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]]
     ax.errorbar(layers, values, spread, color=DETECTED, marker="o", ms=4, capsize=2, lw=1, label="held-out AUROC, 95 % interval")
-    _finish(ax, result, "AUROC", min(0.4, *(e["low"] for e in found)))
+    _finish(ax, result, layer, "AUROC", min(0.4, *(e["low"] for e in found)))
     return ax
 
 
-def draw_certainty(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Per layer: split-half cosine, cosine with the true direction and its interval, and the share of energy in five dimensions."""
-    ax = _axes(ax)
-    rows = result["profile"]
+def draw_certainty(result: Mapping[str, Any] | LayerProfile, *, layer: int | None = None, ax: Axes | None = None) -> Axes:
+    """Per layer: split-half cosine, cosine with the true direction and its interval, and the share of energy in five dimensions.
+
+    `layer` is marked as in `draw_detection`.
+    """
+    ax, rows = _axes(ax), _plain(result)["profile"]
     layers = [row["layer"] for row in rows]
     halves = [(row["layer"], row["split_half"]) for row in rows if row["split_half"] is not None]
     ax.plot(*zip(*halves, strict=True), color="black", marker="^", ms=4, ls="--", lw=1, label="split-half cosine") if halves else None
     known = [(row["layer"], row["truth"]) for row in rows if row["truth"] is not None]
     if known:
         where = [layer for layer, _ in known]
-        ax.plot(where, [e["value"] for _, e in known], color=SURE, marker="o", ms=4, lw=1, label="cosine with the true direction")
+        ax.plot(
+            where,
+            [e["value"] for _, e in known],
+            color=SURE,
+            marker="o",
+            ms=4,
+            lw=1,
+            label="cosine with that of endless prompts (estimated)",
+        )
         ax.fill_between(where, [e["low"] for _, e in known], [e["high"] for _, e in known], color=SURE, alpha=0.15, lw=0)
     ax.plot(layers, [row["top_energy"] for row in rows], color=NULL, marker="s", ms=4, lw=1, label="energy in 5 dimensions")
     ax.plot(layers, [row["bf16_rounding"] for row in rows], color=NULL, marker="x", ms=4, ls=":", lw=1, label="lost if kept in bf16")
-    _finish(ax, result, "cosine or share", min([0.0, *(half for _, half in halves)]))
+    _finish(ax, result, layer, "cosine or share", min([0.0, *(half for _, half in halves)]))
     return ax
 
 
-def profile_figure(result: Mapping[str, Any]) -> Figure:
-    """Both pictures side by side."""
+def profile_figure(result: Mapping[str, Any] | LayerProfile, *, layer: int | None = None) -> Figure:
+    """Both pictures side by side; `layer` as in `draw_detection`."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(11, 4), layout="constrained")
     for ax, draw in zip(made.subplots(1, 2), (draw_detection, draw_certainty), strict=True):
-        draw(result, ax=ax)
+        draw(result, layer=layer, ax=ax)
     return made
 
 
@@ -60,10 +74,18 @@ def _axes(ax: Axes | None) -> Axes:
     return ax if ax is not None else Figure(figsize=(5.5, 4), layout="constrained").subplots()
 
 
-def _finish(ax: Axes, result: Mapping[str, Any], label: str, low: float) -> None:
-    layers = [row["layer"] for row in result["profile"]]
-    ax.axvline(result["direction"]["layer"], color="black", ls="--", lw=0.8, label="layer taken")
-    ax.set_xlabel(f"layer ({result['direction']['site']})")
+def _plain(result: Mapping[str, Any] | LayerProfile) -> Mapping[str, Any]:
+    return result if isinstance(result, Mapping) else result.as_dict()
+
+
+def _finish(ax: Axes, result: Mapping[str, Any] | LayerProfile, taken: int | None, label: str, low: float) -> None:
+    found = _plain(result)
+    direction = found.get("direction", {})
+    taken = direction.get("layer") if taken is None else taken
+    layers = [row["layer"] for row in found["profile"]]
+    if taken is not None:
+        ax.axvline(taken, color="black", ls="--", lw=0.8, label="layer taken")
+    ax.set_xlabel(f"layer ({direction.get('site') or found['site']})")
     ax.set_xticks(layers if len(layers) <= 16 else layers[:: len(layers) // 8])
     ax.set_ylabel(label)
     ax.set_ylim(low, 1.03)
@@ -71,33 +93,9 @@ def _finish(ax: Axes, result: Mapping[str, Any], label: str, low: float) -> None
     ax.legend(fontsize=7, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def certainty_lines(result: Mapping[str, Any]) -> list[str]:
-    """The layers as a plain-text table."""
-    lines = [
-        f"{'layer':<7}{'|diff|/|resid|':>15}{'split-half':>12}{'cosine with the truth':>24}{'held-out AUROC':>24}{'p':>8}{'q':>8}"
-        f"{'top 5':>8}{'bf16':>8}"
-    ]
-    for row in result["profile"]:
-        half = "-" if row["split_half"] is None else f"{row['split_half']:.3f}"
-        mark = " *" if row["layer"] == result["direction"]["layer"] else ""
-        lines.append(
-            f"{str(row['layer']) + mark:<7}{row['relative_norm']:>15.3f}{half:>12}{_shown(row['truth']):>24}{_shown(row['auroc']):>24}"
-            f"{row['p']:>8.3f}{row['q']:>8.3f}{100 * row['top_energy']:>6.1f} %{100 * row['bf16_rounding']:>6.1f} %"
-        )
-    return lines
-
-
-def _shown(estimate: Mapping[str, Any] | None) -> str:
-    return "-" if estimate is None else f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-
-
 def choice_line(result: Mapping[str, Any]) -> str:
     """What was chosen how, in one sentence."""
     choice = result["choice"]
     if choice is None:
         return f"Layer {result['direction']['layer']} was asked for; nothing was chosen."
-    return (
-        f"Layer {choice['layer']} was chosen among {len(choice['candidates'])} by cross-fitted AUROC on {len(choice['dev_questions'])} "
-        f"questions (p of the maximum {choice['p_max']:.3g}, {choice['scheme']}); on {len(choice['test_questions'])} others its AUROC is "
-        f"{_shown(choice['test'])} (p {choice['p_test']:.3g})."
-    )
+    return str(Choice.from_dict(choice))

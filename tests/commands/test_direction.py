@@ -105,5 +105,5 @@ def test_figures_draw_what_the_result_holds(files: tuple[str, str], tmp_path: Pa
     certain = draw_certainty(result, ax=ax.figure.add_subplot())
     lines = {line.get_label(): list(line.get_ydata()) for line in certain.get_lines()}
     assert lines["split-half cosine"] == [row["split_half"] for row in result["profile"]]
-    assert lines["cosine with the true direction"] == [row["truth"]["value"] for row in result["profile"]]
+    assert lines["cosine with that of endless prompts (estimated)"] == [row["truth"]["value"] for row in result["profile"]]
     assert lines["energy in 5 dimensions"] == [row["top_energy"] for row in result["profile"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from emprobe.activations import Activations, PairActivations
-from emprobe.directions import Design, choose, design_of, fit_direction, layer_profile
+from emprobe.directions import Design, Direction, choose, design_of, fit_direction, layer_profile
 from emprobe.directions.detection import auroc_estimate, auroc_of, crossfit_scores, folds_of
 from emprobe.directions.estimators import estimator_of
 from emprobe.errors import EmprobeError, MismatchError
+from emprobe.report.plots import draw_certainty, draw_detection, profile_figure
 
 D = 12
 
@@ -199,7 +201,7 @@ def test_the_planted_place_is_chosen_and_reported_on_other_questions() -> None:
     v = design.X[dev & design.y].mean(axis=0) - design.X[dev & ~design.y].mean(axis=0)
     assert found.test.value == pytest.approx(roc_auc_score(design.y[~dev], design.X[~dev] @ v))
     assert found.test.clusters == 8
-    assert "strong, layer 1, of 5 candidates" in str(found)
+    assert "Layer 1 of strong was chosen among 5" in str(found)
 
 
 def test_what_test_questions_hold_has_no_part_in_the_choice() -> None:
@@ -266,6 +268,35 @@ def test_the_profile_tells_planted_from_empty_layers() -> None:
     assert empty.truth.low < 0.6 < planted.truth.low
     assert planted.spearman_brown == pytest.approx(2 * planted.split_half / (1 + planted.split_half))  # type: ignore[operator]
     assert planted.as_dict()["auroc"]["clusters"] == 24
+
+
+def test_the_profile_prints_and_is_drawn_as_it_is() -> None:
+    acts = pair([0.0, 2.0])
+    found = layer_profile(acts, permutations=19, draws=50)
+    assert len(found) == 2
+    assert (found.site, found.positions) == (acts.base.site, acts.base.positions)
+    assert [line.split()[0] for line in repr(found).splitlines()] == ["layer", "0", "1"]
+    for draw in (draw_detection, draw_certainty):
+        ax = draw(found)
+        assert "layer taken" not in {line.get_label() for line in ax.lines}
+        assert ax.get_xlabel() == f"layer ({acts.base.site})"
+        taken = next(line for line in draw(found, layer=1).lines if line.get_label() == "layer taken")
+        assert list(taken.get_xdata()) == [1, 1]  # type: ignore[arg-type]
+    assert len(profile_figure(found, layer=1).axes) == 2
+
+
+def test_a_direction_says_how_its_layer_was_chosen(tmp_path: Path) -> None:
+    acts = pair([0.0, 2.0])
+    v = fit_direction(acts, layer="auto", permutations=19)
+    v.save(tmp_path / "v.safetensors")
+    for choice in (v.choice, Direction.load(tmp_path / "v.safetensors").choice):
+        assert choice == choose({"acts": acts}, permutations=19)
+    assert str(v.choice).startswith(
+        "Layer 1 was chosen among 2 by cross-fitted AUROC on 16 questions (p of the maximum 0.05, sign flips per"
+    )
+    assert fit_direction(acts, layer=1).choice is None
+    several = choose({"one": acts, "two": acts}, permutations=9)
+    assert str(several).startswith("Layer 1 of one was chosen among 4")
 
 
 @pytest.mark.parametrize("estimator", ["ridge", "paired_pca"])
