@@ -46,4 +46,4 @@ def _plan(number: int, names: Sequence[str]) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return str(value) if isinstance(value, int) else f"{value:z.3f}"

@@ -97,7 +97,9 @@ class Verified:
             share = f"{check.deviation / self.effect:.1e}" if self.effect else "-"
             deviation, said = f"{check.deviation:.2g}", check.status + (f" ({check.why})" if check.why else "")
         head = f"  {check.name:<18}{deviation:>13}{share:>15}  "
-        return textwrap.fill(said, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
+        return textwrap.fill(
+            said, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
+        )
 
 
 def verify(

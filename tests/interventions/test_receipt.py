@@ -174,6 +174,7 @@ def test_a_table_is_as_wide_as_what_stands_in_it_and_says_what_is_not_known() ->
     head, first, second = text.splitlines()
     assert len(head) == len(first) == len(second), "columns are aligned"
     assert "plan" not in head
+    assert "-0.000" not in table_of([entry(projection_after=-1e-9)])
     assert second.startswith("SetProjection([-0.12345, 2.5] abs)  resid_post[47]  ")
     assert second.split()[-7:] == ["7", "123456789012", "-", "7", "0.250", "0.250", "0.250"]
     for name in ("rows", "positions", "after"):
