@@ -74,18 +74,30 @@ class Cells:
     def deviations(self, questions: Sequence[str]) -> Floats:
         """What each question adds to the difference of means, about the classes' means: `[question, d_model]`, which sums to 0."""
         once = self.coefficients(np.ones((1, len(self.counts))))[0][0]
-        found = np.zeros((len(questions), self.sums.shape[1]))
         place = {name: i for i, name in enumerate(questions)}
-        for high in np.unique(self.high):
-            here = np.flatnonzero(self.high == high)
-            mean = self.sums[here].sum(axis=0) / self.counts[here].sum()
-            np.add.at(found, [place[self.names[i]] for i in here], once[here, None] * (self.sums[here] - self.counts[here, None] * mean))
-        return found
+        return question_deviations(self.sums, self.counts, self.high, once, [place[name] for name in self.names], len(questions))
 
     @property
     def difference(self) -> Floats:
         """The difference of means `[d_model]`."""
         return np.asarray(self.coefficients(np.ones((1, len(self.counts))))[0][0] @ self.sums)
+
+
+def class_means(sums: Floats, counts: Floats, high: Bools) -> dict[bool, Floats]:
+    """Mean row of each class, from the sums and numbers of its cells' rows."""
+    return {bool(side): (high == side) @ sums / counts[high == side].sum() for side in np.unique(high)}
+
+
+def question_deviations(sums: Floats, counts: Floats, high: Bools, once: Floats, question: Sequence[int] | Codes, k: int) -> Floats:
+    """What each of k questions adds to the difference of means, about the classes' means: `[question, d_model]`.
+
+    Cells are given by the sums and counts of their rows, their class, their weight in the difference, and the number of their question.
+    """
+    means = class_means(sums, counts, high)
+    found = np.zeros((k, sums.shape[1]))
+    for cell, q in enumerate(question):
+        found[q] += once[cell] * (sums[cell] - counts[cell] * means[bool(high[cell])])
+    return found
 
 
 def crossed(one: Cells, two: Cells, weights_one: Floats, weights_two: Floats) -> Floats:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from emprobe.directions.cells import without_diagonal
+from emprobe.directions.cells import class_means, question_deviations, without_diagonal
 from emprobe.directions.design import Bools, check_labels
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.types import Estimate
@@ -128,6 +128,11 @@ class _Plan:
     k: int
     method: str
 
+    @property
+    def sizes(self) -> Floats:
+        """Rows of each cell."""
+        return np.array([counts.shape[1] for counts in self.counts], dtype=np.float64)
+
     @classmethod
     def of(cls, questions: Sequence[str], labels: Sequence[bool] | None, draws: int, rows_too: bool, seed: int) -> _Plan:
         y = np.ones(len(questions), dtype=np.bool_) if labels is None else check_labels(labels, len(questions))
@@ -184,7 +189,8 @@ def _factors(picks: Singles, counts: list[Singles], high: Bools) -> tuple[Single
 
 
 def _resampled(number: int, X: NDArray[Any], plan: _Plan, table: NDArray[Any]) -> ResampledDirection:
-    own = _sum_up(X, plan, table)
+    scale = _scale(X)
+    own = _sum_up(X, plan, scale, table)
     if not np.isfinite(own).all():
         bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
         raise EmprobeError(
@@ -196,14 +202,13 @@ def _resampled(number: int, X: NDArray[Any], plan: _Plan, table: NDArray[Any]) -
         raise EmprobeError(
             f"The rows of layer {number} do not differ (mean difference 0), so there is no direction. Are the weights equal?"
         )
-    means = _class_means(own, plan)
-    along, across = _deviations(means, d, plan, table)
+    along, across = _deviations(own, d, plan, table)
     cosine = (1 + along) / np.sqrt((1 + along) ** 2 + across)
-    sine = np.sqrt(_squared_sines(own, means, d, plan))
+    sine = np.sqrt(_squared_sines(own, d, plan))
     return ResampledDirection(
         layer=number,
         vector=d / np.sqrt(square),
-        raw_norm=float(np.sqrt(square)),
+        raw_norm=float(np.sqrt(square)) / scale,
         stability=_estimate(cosine, plan.n, plan.k, f"{plan.method}, their middle 95 %"),
         truth=_estimate(
             np.sqrt(np.maximum(1 - sine**2, 0.0)), plan.n, plan.k, f"random signs of {plan.k} questions' deviations, {len(sine)} draws"
@@ -216,41 +221,40 @@ def _estimate(cosines: Floats, n: int, k: int, method: str) -> Estimate:
     return Estimate(min(max(float(cosines.mean()), low), high), low, high, n, k, method)
 
 
-def _sum_up(X: NDArray[Any], plan: _Plan, table: NDArray[Any]) -> Floats:
-    """Fill `table[cell, resample]` with the sums of the resamples; returns each cell's own sum, `[cell, d_model]`."""
+def _scale(X: NDArray[Any]) -> float:
+    """A power of two that brings the largest of some rows near 1, so that no square leaves the range of float32."""
+    largest = float(np.abs(X[:: max(1, len(X) // 16)]).max())
+    return float(2.0 ** -np.clip(np.frexp(largest)[1], -100, 120)) if 0 < largest < np.inf else 1.0
+
+
+def _sum_up(X: NDArray[Any], plan: _Plan, scale: float, table: NDArray[Any]) -> Floats:
+    """Fill `table[cell, resample]` with the sums of the resamples; returns each cell's own sum, `[cell, d_model]`. All times `scale`."""
     own = np.empty((len(plan.rows), X.shape[1]))
+    found = np.empty((table.shape[1] + 1, X.shape[1]), X.dtype)
     for cell, (rows, counts) in enumerate(zip(plan.rows, plan.counts, strict=True)):
-        found = counts.astype(X.dtype, copy=False) @ X[rows]
+        np.matmul((counts * scale).astype(X.dtype), X[rows], out=found)
         own[cell], table[cell] = found[0], found[1:]
     return own
 
 
-def _class_means(own: Floats, plan: _Plan) -> Floats:
-    """Mean row of each cell's class, `[cell, d_model]`."""
-    means = np.empty_like(own)
-    for side in np.unique(plan.high):
-        cells = plan.high == side
-        means[cells] = own[cells].sum(axis=0) / sum(plan.counts[cell].shape[1] for cell in np.flatnonzero(cells))
-    return means
-
-
-def _deviations(means: Floats, d: Floats, plan: _Plan, table: NDArray[Any]) -> tuple[Floats, Floats]:
+def _deviations(own: Floats, d: Floats, plan: _Plan, table: NDArray[Any]) -> tuple[Floats, Floats]:
     """Each draw's deviation from the estimate d: along it, in norms of d, and the square of what is across it, in squared norms."""
     square = float(d @ d)
+    means = {side: mean.astype(table.dtype) for side, mean in class_means(own, plan.sizes, plan.high).items()}
+    shift = np.empty_like(table[0])
     for cell, counts in enumerate(plan.counts):
         # About the class's mean, so that the deviations come out small instead of as differences of large numbers.
-        table[cell] -= np.outer(counts[1:].sum(axis=1), means[cell]).astype(table.dtype)
+        np.multiply.outer(counts[1:].sum(axis=1).astype(table.dtype), means[bool(plan.high[cell])], out=shift)
+        table[cell] -= shift
     flat = table.reshape(-1, table.shape[2])
     along = (plan.factors @ (flat @ d.astype(flat.dtype))).astype(np.float64) / square
     length = np.einsum("ij,ij->i", plan.factors @ (flat @ flat.T), plan.factors).astype(np.float64) / square
     return along, np.maximum(length - along**2, 0.0)
 
 
-def _squared_sines(own: Floats, means: Floats, d: Floats, plan: _Plan) -> Floats:
+def _squared_sines(own: Floats, d: Floats, plan: _Plan) -> Floats:
     """Squared length, in squared norms of d, of the questions' deviations across d added up with random signs."""
-    rows = np.array([counts.shape[1] for counts in plan.counts])
-    deviations = np.zeros((plan.k, len(d)))
-    np.add.at(deviations, plan.question, plan.once[:, None] * (own - rows[:, None] * means))
+    deviations = question_deviations(own, plan.sizes, plan.high, plan.once, plan.question, plan.k)
     square = float(d @ d)
     deviations -= np.outer(deviations @ d / square, d)
     gram = deviations @ deviations.T

@@ -348,3 +348,16 @@ def test_energy_and_rounding() -> None:
         top_energy([math.nan, 1.0, 2.0], 1)
     with pytest.raises(EmprobeError, match="it has none"):
         top_energy(np.zeros(9))
+
+
+@pytest.mark.parametrize("power", [-120, 120])
+def test_float32_rows_of_any_size_resample_alike(power: int) -> None:
+    rng = np.random.default_rng(4)
+    rows = (rng.normal(size=(24, 10)) + 0.5).astype(np.float32)
+    questions = [f"q{i // 3}" for i in range(24)]
+    usual, extreme = (next(resample_directions([X], questions, draws=50)) for X in (rows, np.ldexp(rows, power)))
+    assert extreme.vector == pytest.approx(usual.vector)
+    assert extreme.raw_norm == pytest.approx(usual.raw_norm * 2.0**power)
+    for name in ("stability", "truth"):
+        one, two = getattr(usual, name), getattr(extreme, name)
+        assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high), abs=1e-5)
