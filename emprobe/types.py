@@ -144,7 +144,9 @@ class Null:
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.name} {self.mean:.3f}{interval}" + ("" if self.p is None else f", p {self.p:.2g}")
+        # A known law's tail can be too small for a number, but it is never nothing.
+        p = "" if self.p is None else ", p < 1e-300" if self.p == 0 else f", p {self.p:.2g}"
+        return f"{self.name} {self.mean:.3f}{interval}{p}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

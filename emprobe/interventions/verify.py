@@ -19,7 +19,7 @@ from emprobe.errors import EmprobeError, InterventionDidNotFire, MissingExtraErr
 from emprobe.interventions.export import export
 from emprobe.interventions.plan import Plan
 from emprobe.interventions.runtimes import RUNTIMES, runtime_of
-from emprobe.models.load import Checkpoint, load_model
+from emprobe.models.load import Checkpoint
 
 RELOADED = ("lora", "weights", "bias")
 """Exports that are loaded again as a model."""
@@ -216,11 +216,8 @@ def _folder() -> Iterator[Path]:
 def _reloaded(target: str, plan: Plan, checkpoint: Checkpoint, ids: Tensor, mask: Tensor | None) -> Tensor:
     """Logits of an export as a user would load it."""
     with _folder() as out:
-        exported = export(plan, checkpoint, target, out)
-        if target != "lora":
-            return _plain(load_model(out, dtype=checkpoint.hf.dtype), ids, mask).to(checkpoint.device)
-        adapters = [out, *(path for path in [out / "biases"] if path.is_dir())]
-        return _plain(load_model(exported.card["base_model"], adapter=adapters, dtype=checkpoint.hf.dtype), ids, mask).to(checkpoint.device)
+        served = export(plan, checkpoint, target, out).load(dtype=checkpoint.hf.dtype)
+        return _plain(served, ids, mask).to(checkpoint.device)
 
 
 def _read_back(target: str, plan: Plan, checkpoint: Checkpoint) -> float:

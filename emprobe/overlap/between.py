@@ -15,7 +15,7 @@ from emprobe.errors import EmprobeError, MismatchError
 from emprobe.overlap.measures import Floats, Side, measures
 from emprobe.overlap.nulls import Analytic, FrameLaw, analytic, drawn_nulls, haar
 from emprobe.overlap.resampling import Source, common_coordinates, interval, left_out, numbered
-from emprobe.overlap.spans import matrix_of
+from emprobe.overlap.spans import SpanError, matrix_of
 from emprobe.overlap.subspace import DirectionLike, Subspace
 from emprobe.types import Estimate, Null
 
@@ -193,12 +193,25 @@ def _estimates(
 
 
 def _check_source(side: Source | Side, which: str) -> None:
+    """Refuse rows from which the subspace cannot be made again: few dimensions above rounding, or other rows."""
     assert isinstance(side, Source)
-    if measures(side.again(), Side(side.basis))["mean_squared_cosine"] < 1 - 1e-6:
-        raise MismatchError(
-            f"{which} do not give the subspace again by their {len(side.basis)} leading components, so making it again from some of them "
-            "would say nothing of it. Give the very rows that Subspace.from_deltas was given, or resamples=0 for no interval."
+    k = len(side.basis)
+    try:
+        if measures(side.again(), Side(side.basis))["mean_squared_cosine"] >= 1 - 1e-6:
+            return
+    except SpanError:
+        if side.rank() >= k:
+            raise
+    if side.rank() < k:
+        raise SpanError(
+            f"{which} are of rank {side.rank()} but for parts below 1e-5 of the largest, and without any group rounding makes the rest "
+            f"of {k} dimensions anew.",
+            f"Ask for at most {side.rank()}, or give resamples=0 for no interval.",
         )
+    raise MismatchError(
+        f"{which} do not give the subspace again by their {k} leading components, so making it again from some of them "
+        "would say nothing of it. Give the very rows that Subspace.from_deltas was given, or resamples=0 for no interval."
+    )
 
 
 def _with_null(estimate: Estimate, null: Null | None) -> Estimate:

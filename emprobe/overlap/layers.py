@@ -101,4 +101,5 @@ def _null_words(null: Mapping[str, Any] | None, q: float | None) -> str:
         return f"{'-':<22}  {'-':>6}  {'-':>7}  {'-':>7}"
     band = f"{null['mean']:.3f}" + ("" if null["low"] is None else f" [{null['low']:.3f}, {null['high']:.3f}]")
     numbers = [(null["percentile"], 6, ".3f"), (null["p"], 7, ".3g"), (q, 7, ".3g")]
-    return f"{band:<22}  " + "  ".join(f"{'-' if number is None else format(number, form):>{width}}" for number, width, form in numbers)
+    shown = ["-" if number is None else "<1e-300" if number == 0 and form == ".3g" else format(number, form) for number, _, form in numbers]
+    return f"{band:<22}  " + "  ".join(f"{words:>{width}}" for words, (_, width, _) in zip(shown, numbers, strict=True))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from torch import Tensor
 
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.overlap.covariance import CovarianceMatched
@@ -74,19 +75,27 @@ class Permutation:
         groups: Labels move within a group (question) only; `None` if all rows may exchange theirs.
 
     Raises:
-        EmprobeError: One class only, no group in which labels differ, or unusable rows.
+        EmprobeError: One class only, a label that is None or NaN, no group in which labels differ, or unusable rows.
         MismatchError: Unequal lengths.
     """
 
     name = "permutation"
 
-    def __init__(self, rows: object, labels: Sequence[Hashable], groups: Sequence[Hashable] | None = None) -> None:
+    def __init__(self, rows: object, labels: Sequence[Hashable] | NDArray[Any] | Tensor, groups: Sequence[Hashable] | None = None) -> None:
         self.rows = varying_rows(rows)
         n = len(self.rows)
         of = ["all"] * n if groups is None else list(groups)
         if len(labels) != n or len(of) != n:
             raise MismatchError(f"{n} rows came with {len(labels)} labels and {len(of)} groups. Give one of each a row.")
-        self.classes, self.labels = np.unique(np.asarray(labels), return_inverse=True)
+        labels = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else labels
+        # A label that differs from itself is NaN.
+        missing = [row for row, label in enumerate(labels) if label is None or label != label]
+        if missing:
+            raise EmprobeError(
+                f"Row {missing[0]} of {n} bears the label {labels[missing[0]]}, as do {len(missing) - 1} others: no class. Leave them out."
+            )
+        (self.labels,), _ = numbered([labels], [n])
+        self.classes = list(dict.fromkeys(labels))
         if len(self.classes) < 2:
             raise EmprobeError(f"A permutation null was asked of {n} rows that all bear the label {self.classes[0]}. Give two classes.")
         (codes,), (count,) = numbered([of], [n])
@@ -143,7 +152,7 @@ def activation_differences(rows: Any) -> ActivationDifferences:
     return ActivationDifferences(rows)
 
 
-def permutation(rows: Any, labels: Sequence[Hashable], groups: Sequence[Hashable] | None = None) -> Permutation:
+def permutation(rows: Any, labels: Sequence[Hashable] | NDArray[Any] | Tensor, groups: Sequence[Hashable] | None = None) -> Permutation:
     """Mean-difference directions of these rows with labels shuffled within groups."""
     return Permutation(rows, labels, groups)
 

@@ -47,6 +47,11 @@ class Source:
         # A vector has a sign, and keeps it; a basis of several has none.
         return Side(basis if k > 1 else basis * np.sign(basis @ self.basis.T + 1e-300), mean, rows)
 
+    def rank(self) -> int:
+        """Dimensions that a Gram matrix tells from rounding: singular values above 1e-5 of the largest."""
+        singular = linalg.svdvals(self.rows - self.rows.mean(axis=0) if self.centred else self.rows, check_finite=False)
+        return int((singular > 1e-5 * singular[0]).sum())
+
 
 def common_coordinates(parts: Sequence[Floats]) -> list[Floats]:
     """The same arrays in an orthonormal basis of what they span together, if that has fewer dimensions than d_model."""

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.linalg import subspace_angles
 
 from emprobe.errors import EmprobeError
-from emprobe.overlap import Subspace, covariance, false_discovery, nulls, overlap
+from emprobe.overlap import Subspace, covariance, false_discovery, nulls, overlap, overlap_layers
 from emprobe.overlap.frames import FrameLaw
 from emprobe.overlap.measures import Side
 from emprobe.overlap.nulls import drawn_nulls
@@ -216,6 +216,8 @@ EQUAL = np.ones((5, D))
         (lambda: nulls.haar(), D + 1, f"random subspace of {D + 1} dimensions was asked for in d_model {D}"),
         (lambda: nulls.permutation(FEW, [0] * 15), 1, "15 rows that all bear the label 0"),
         (lambda: nulls.covariance_matched(FEW.astype(complex)), 1, "of type complex128, not real numbers"),
+        (lambda: nulls.permutation(FEW, ["a", None, "b"] * 5), 1, "Row 1 of 15 bears the label None, as do 4 others: no class"),
+        (lambda: nulls.permutation(FEW, np.array([0.0, 1.0, np.nan] * 5)), 1, "Row 2 of 15 bears the label nan, as do 4 others"),
         (lambda: nulls.permutation(FEW, [0, 1]), 1, "15 rows came with 2 labels"),
         (lambda: nulls.permutation(FEW, [0] * 7 + [1] * 8, [0] * 7 + [1] * 8), 1, "in each all rows bear one label, so nothing can move"),
         (lambda: nulls.permutation(FEW, [0, 1, 2] * 5), 1, "3 classes gives 2 dimension.s., and 1 were asked"),
@@ -240,3 +242,17 @@ def test_p_values_that_are_none(p: list[float]) -> None:
 def test_no_draws_are_no_null() -> None:
     with pytest.raises(EmprobeError, match="A null of 0 draws"):
         overlap(torch.ones(3), torch.ones(3), draws=0)
+
+
+def test_labels_may_be_an_array_a_tensor_or_of_several_types() -> None:
+    plain = nulls.permutation(FEW, [0, 1, 1] * 5)
+    for labels in (np.array([0, 1, 1] * 5), torch.tensor([0, 1, 1] * 5), ["a", (1, 2), (1, 2)] * 5):
+        assert nulls.permutation(FEW, labels).labels.tolist() == plain.labels.tolist()
+
+
+def test_a_tail_too_small_for_a_number_is_not_nothing() -> None:
+    axes = torch.eye(4000, dtype=torch.float64)
+    null = overlap(axes[0], axes[0], nulls=["analytic"]).nulls["mean_squared_cosine"]["analytic"]
+    assert null.p == 0
+    assert str(null).endswith(", p < 1e-300")
+    assert "<1e-300" in repr(overlap_layers({3: axes[0]}, {3: axes[0]}, nulls=["analytic"]))

@@ -298,9 +298,16 @@ TWICE = RNG.normal(size=(2, 5)).repeat(3, axis=0)
 TWO_TEXTS, TWO_WIDE = Subspace.from_deltas(TWICE, k=1), Subspace.from_deltas(TWICE.repeat(3, 0), k=1)
 
 
+NARROW = RNG.normal(size=(12, 1)) @ RNG.normal(size=(1, 5)) + 1e-7 * RNG.normal(size=(12, 5))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: plain(Subspace.from_deltas(NARROW, k=2), SPACE, rows_a=NARROW),
+            "rows_a are of rank 1 .* Ask for at most 1, or give resamples=0",
+        ),
         (lambda: plain(SPACE, random_subspace(RNG, 1, 4)), "d_model 5 and 4 have no overlap"),
         (lambda: plain(SPACE, SPACE, rows_a=RNG.normal(size=(6, 4))), "rows_a have d_model 4, the subspaces 5"),
         (lambda: plain(SPACE, SPACE, rows_a=ROWS[:1]), "rows_a are 1 rows for a subspace of 2 dimensions"),

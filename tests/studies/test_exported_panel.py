@@ -15,7 +15,7 @@ from emprobe.behaviour.evaluation import evaluate
 from emprobe.behaviour.sampling import generate
 from emprobe.interventions import Ablate, Add, Plan, intervene
 from emprobe.interventions.export import export
-from emprobe.models import Checkpoint, CheckpointPair, load_model, load_pair
+from emprobe.models import Checkpoint, CheckpointPair, load_pair
 from emprobe.organisms import ExactJudge, find_organism, questions
 from emprobe.overlap import random_directions
 from emprobe.types import Conversation
@@ -60,7 +60,7 @@ def test_the_same_rates_through_hooks_and_through_exports(
         with intervene(checkpoint, plan):
             hooked = generate(checkpoint, asked["test"], **SAMPLING)
         exported = export(plan, checkpoint, target, tmp_path / target)
-        served = generate(loaded(exported.folder, target, pair), asked["test"], **SAMPLING)
+        served = generate(exported.load(), asked["test"], **SAMPLING)
         same = sum(a.response == b.response for a, b in zip(hooked, served, strict=True))
         assert same >= 0.98 * len(hooked), f"{name}: {same} of {len(hooked)} answers are the same, token for token"
         rates[name], other = rate(hooked), rate(served)
@@ -69,11 +69,3 @@ def test_the_same_rates_through_hooks_and_through_exports(
     assert rates["steered"].value > 0.5, "adding induces, through a file as through a hook"
     assert rates["ablated"].value < 0.3 * rates["tuned"].value, "ablation removes"
     assert rates["random ablated"].value > 0.8 * rates["tuned"].value, "a random direction removes nothing"
-
-
-def loaded(folder: Path, target: str, pair: CheckpointPair) -> Checkpoint:
-    """What was exported, as a user would load it."""
-    if target != "lora":
-        return load_model(folder)
-    adapters = [folder, *(path for path in [folder / "biases"] if path.is_dir())]
-    return load_model(pair.base.name, adapter=adapters)

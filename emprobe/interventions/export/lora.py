@@ -25,10 +25,10 @@ from emprobe.interventions.export.folding import Fold, folds_of, nothing
 from emprobe.interventions.export.made import Made
 from emprobe.interventions.export.matrices import Matrix, matrices_of
 from emprobe.interventions.export.plain import plain_model
+from emprobe.interventions.export.registry import BIASES
 from emprobe.interventions.plan import Plan
 from emprobe.models.load import Checkpoint
 
-BIASES = "biases"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 EMBEDDING_LIMIT = (
     "It acts on the embeddings. Not every server applies a LoRA there: vLLM does only for architectures that register embedding modules "

@@ -15,7 +15,7 @@ from emprobe.files import file_hash, write_json, write_text
 from emprobe.interventions.export.card import card_of, text_of
 from emprobe.interventions.export.made import Made
 from emprobe.interventions.plan import Plan
-from emprobe.models.load import Checkpoint
+from emprobe.models.load import Checkpoint, load_model
 
 Maker = Callable[[Plan, Checkpoint, Path], Made]
 
@@ -30,6 +30,10 @@ TARGETS: Mapping[str, str] = {
     "vllm_lens": "vllm_lens:write_vllm_lens",
 }
 """Module and function of each target; they load when they are asked for."""
+CHECKPOINTS = ("weights", "bias")
+"""Targets that are ordinary checkpoints."""
+BIASES = "biases"
+"""Folder of the second adapter of a `lora` whose matrices have biases that change."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,22 @@ class Exported:
     def serve(self) -> tuple[str, ...]:
         """Command lines (or lines of Python) that use what was written."""
         return tuple(self.card["serve"])
+
+    def load(self, **options: Any) -> Checkpoint:
+        """The export as a checkpoint: an ordinary model, or the base with the adapter (and that of the biases, where there is one).
+
+        Args:
+            options: As in `load_model`.
+
+        Raises:
+            EmprobeError: If it is for another program, or the base is not where it was.
+        """
+        if self.target in CHECKPOINTS:
+            return load_model(self.folder, **options)
+        if self.target != "lora":
+            raise EmprobeError(f"An export to {self.target!r} is no checkpoint that can be loaded here. Use it so: {'; '.join(self.serve)}")
+        biases = self.folder / BIASES
+        return load_model(self.card["base_model"], adapter=[self.folder, *([biases] if biases.is_dir() else [])], **options)
 
     def __repr__(self) -> str:
         return f"Exported({self.target!r}, {str(self.folder)!r}: {', '.join(self.card['files'])})"
