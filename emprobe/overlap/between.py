@@ -36,6 +36,7 @@ class Overlap:
         measures: By name: `angle_1` … (radians, ascending), `mean_squared_cosine`, `grassmann_distance`, `explained_l2`,
             `projection_fraction`, with rows of b also `reconstruction_cosine`, for two vectors also `cosine`.
         nulls: For each measure, every null that was asked, by name.
+        note: What makes the intervals doubtful, if anything.
     """
 
     a: str
@@ -45,6 +46,7 @@ class Overlap:
     layer: int | None
     measures: Mapping[str, Estimate]
     nulls: Mapping[str, Mapping[str, Null]] = field(default_factory=dict)
+    note: str = ""
 
     def __getattr__(self, name: str) -> Estimate:
         found: Estimate | None = self.__dict__.get("measures", {}).get(name)
@@ -65,7 +67,7 @@ class Overlap:
             lines.append(f"  {name:<22} {self.measures[name]!s:<24} {nulls}")
         angles = ", ".join(f"{np.degrees(angle.value):.2f}" for angle in self.angles[:8])
         lines.append(f"  angles (degrees)       {angles}{', …' if len(self.angles) > 8 else ''}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -77,6 +79,7 @@ class Overlap:
             "d_model": self.d_model,
             "layer": self.layer,
             "measures": {name: found.as_dict() for name, found in self.measures.items()},
+            "note": self.note,
             "nulls": {name: {null.name: null.as_dict() for null in found.values()} for name, found in self.nulls.items()},
         }
 
@@ -138,7 +141,7 @@ def overlap(
             by_name = drawn_nulls(law, values, first.k, whole[1], whole[0].mean, draws, seed)
         for name, null in by_name.items():
             found[name][null.name] = null
-    estimates = _estimates(values, (first, second), rows, (groups_a, groups_b), whole, resamples, seed)
+    estimates, note = _estimates(values, (first, second), rows, (groups_a, groups_b), whole, resamples, seed)
     beside = {name: next(iter(found[name].values()), None) for name in values}
     return Overlap(
         a=repr(first),
@@ -148,6 +151,7 @@ def overlap(
         layer=first.layer if first.layer == second.layer else None,
         measures={name: _with_null(estimates[name], beside[name]) for name in values},
         nulls=found,
+        note=note,
     )
 
 
@@ -159,13 +163,13 @@ def _estimates(
     whole: tuple[Side, Side],
     resamples: int,
     seed: int,
-) -> dict[str, Estimate]:
-    """Values with their intervals, in coordinates of what rows and bases span."""
+) -> tuple[dict[str, Estimate], str]:
+    """Values with their intervals, in coordinates of what rows and bases span; and what makes these doubtful."""
     n = sum(space.n for space in spaces)
     known = [i for i in (0, 1) if rows[i] is not None]
     if not known or not resamples:
         why = "not resampled" if known else "two bases without the rows behind them, which show no doubt"
-        return {name: Estimate.point(value, n=n, method=why) for name, value in values.items()}
+        return {name: Estimate.point(value, n=n, method=why) for name, value in values.items()}, ""
     parts: list[Floats] = [whole[0].basis, whole[1].basis, *([] if whole[0].mean is None else [whole[0].mean[None, :]])]
     coordinates = common_coordinates([*parts, *(found for i in known if (found := rows[i]) is not None)])
     of_rows = dict(zip(known, coordinates[len(parts) :], strict=True))
@@ -186,10 +190,18 @@ def _estimates(
     made = " and ".join(str(len(found["angle_1"])) for found in without)
     words = f"jackknife over {' and '.join(map(str, counts))} groups, {which} made again without each of {made} blocks of them"
     total = sum(len(found) for found in of_rows.values())
-    return {
+    estimates = {
         name: Estimate(value, *interval(name, value, [found[name] for found in without]), total, clusters, words)
         for name, value in values.items()
     }
+    return estimates, _note(sides)
+
+
+def _note(sides: Sequence[Source | Side]) -> str:
+    blurred = [f"{len(side.basis)} of {'ab'[i]}" for i, side in enumerate(sides) if isinstance(side, Source) and side.blurred()]
+    if not blurred:
+        return ""
+    return f"Component {' and '.join(blurred)} cannot be told from the next one by so few groups: intervals are rough. Try another k."
 
 
 def _check_source(side: Source | Side, which: str) -> None:

@@ -93,6 +93,10 @@ def overlap_lines(result: Mapping[str, Any]) -> list[str]:
         for name, null in (row["nulls"].get("mean_squared_cosine") or {"-": None}).items():
             lines.append(f"{head}  {name:<24}  {_null_words(null, row['false_discovery'].get(name))}  {ceiling}")
             head, ceiling = " " * len(head), ""
+    notes: dict[str, list[str]] = {}
+    for row in result["layers"]:
+        notes.setdefault(row.get("note", ""), []).append(str(row["layer"]))
+    lines += [f"Layer {', '.join(layers)}: {note}" for note, layers in notes.items() if note]
     return [line.rstrip() for line in lines]
 
 

@@ -72,7 +72,8 @@ def test_every_layer_is_overlap_with_its_ceiling_and_q() -> None:
 def test_it_prints_as_a_table_and_is_drawn_as_it_is() -> None:
     found = overlap_layers(A, pair("half", silent=(2, 4)), k=2, draws=20, resamples=12)
     lines = repr(found).splitlines()
-    assert [line.split()[0] for line in lines] == ["layer", "6", "analytic", "Left"]
+    assert [line.split()[0] for line in lines] == ["layer", "6", "analytic", "Layer", "Left"]
+    assert lines[-2] == f"Layer 6: {found.at(6).overlap.note}"
     assert lines[-1] == "Left out: layer 2, 4. All 24 deltas there are zero, so they span nothing."
     with pytest.raises(EmprobeError, match="Layer 2 was asked for, but was not compared: All 24 deltas at layer 2 are zero"):
         found.at(2)

@@ -206,6 +206,17 @@ def test_the_interval_of_a_cosine_keeps_the_signs_of_its_vectors() -> None:
     assert found.high - found.low < 0.1
 
 
+@pytest.mark.parametrize(("scales", "blurred"), [((4, 3, 1), False), ((4, 3, 2.9), True), ((4, 3, 0), False)])
+def test_a_last_component_near_the_next_one_is_told(scales: tuple[float, ...], blurred: bool) -> None:
+    x, y = (np.random.default_rng(seed).normal(size=(60, 3)) * scales for seed in (0, 1))
+    a, b = (Subspace.from_deltas(rows, k=2) for rows in (x, y))
+    note = "Component 2 of a and 2 of b cannot be told from the next one by so few groups: intervals are rough. Try another k."
+    found = plain(a, b, rows_a=x, rows_b=y, resamples=20)
+    assert found.note == found.as_dict()["note"] == (note if blurred else "")
+    assert repr(found).endswith(note) == blurred
+    assert plain(a, b).note == ""
+
+
 def test_more_groups_than_resamples_are_left_out_in_blocks() -> None:
     x = RNG.normal(size=(200, 5)) * [9, 6, 1, 1, 1]
     one, two = (source(x, np.arange(200), 1) for _ in range(2))
