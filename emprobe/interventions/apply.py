@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -165,6 +166,8 @@ def _set_rows(state: State, asked: Any, batch: int, n_plans: int) -> None:
 
 def _writer(kernels: Sequence[Kernel], conditions: Sequence[Edit], state: State) -> Callable[[Tensor], Tensor]:
     """What is done to the hidden state at one place: conditions are read, then every kernel writes in turn."""
+    if len(kernels) == 1 and not conditions:
+        return partial(kernels[0].write, state=state)
 
     def write(hidden: Tensor) -> Tensor:
         for edit in conditions:

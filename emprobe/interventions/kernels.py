@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emprobe.interventions.changes import Affine
 from emprobe.interventions.edit import Edit
-from emprobe.interventions.tally import Seen, Tally
+from emprobe.interventions.tally import SMALL, Seen, Tally
 from emprobe.interventions.tokens import Tokens
 
 
@@ -45,13 +45,14 @@ class _Numbers(NamedTuple):
     """What a single edit needs at hand.
 
     Attributes:
-        basis: (k, d_model), `first` its first row.
+        basis: (k, d_model), `first` its first row, `columns` transposed.
         shift: What is added, where that does not depend on the hidden state; otherwise `None`.
         scale: Of a change along one direction that only scales the projection; otherwise `None`.
     """
 
     basis: Tensor
     first: Tensor
+    columns: Tensor
     shift: Tensor | None
     scale: float | None
 
@@ -79,10 +80,10 @@ class Single:
             mask = _both(mask, state.held[id(self.edit)].to(hidden.device))
         exact = _exact(hidden)
         on = self._on(exact)
-        before = (exact @ on.first).unsqueeze(-1) if len(on.basis) == 1 else exact @ on.basis.T
+        before = exact @ on.columns
         moved = self._moved(exact, before, on, mask)
         edited = moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
-        self.tally.add(_seen(tokens, mask, before, exact, edited, lambda added: added @ on.basis.T), plans)
+        self.tally.add(_seen(tokens, mask, before, exact, edited, lambda added: added @ on.columns), plans)
         return edited
 
     def _moved(self, exact: Tensor, before: Tensor, on: _Numbers, mask: Tensor | None) -> Tensor:
@@ -108,7 +109,7 @@ class Single:
                     shift = (torch.tensor(change.shift, dtype=torch.float64) @ self.edit.basis).to(*key)
                 elif isinstance(change, Affine) and len(basis) == 1 and not change.shift[0]:
                     scale = change.scale
-                self._numbers[key] = _Numbers(basis, basis[0], shift, scale)
+                self._numbers[key] = _Numbers(basis, basis[0], basis.T.contiguous(), shift, scale)
         return self._numbers[key]
 
 
@@ -187,17 +188,17 @@ def _both(mask: Tensor | None, condition: Tensor | None) -> Tensor | None:
     return condition if mask is None else mask if condition is None else mask & condition
 
 
-@torch.no_grad()
 def _seen(
     tokens: Tokens, mask: Tensor | None, before: Tensor, exact: Tensor, edited: Tensor, coordinates: Callable[[Tensor], Tensor]
 ) -> Seen:
     """What the receipt needs; in half precision a small step may be rounded away, so what really was added is measured."""
+    if torch.is_grad_enabled():
+        before, exact, edited = before.detach(), exact.detach(), edited.detach()
     added = None
     if edited.dtype != exact.dtype:
         really = edited.to(exact.dtype) - exact
         added = (coordinates(really), torch.linalg.vector_norm(really, dim=-1))
-    before = before.detach() if before.requires_grad else before
-    return Seen(tokens, mask, before, torch.linalg.vector_norm(exact, dim=-1), added)
+    return Seen(tokens, mask, before, exact if exact.numel() <= SMALL else torch.linalg.vector_norm(exact, dim=-1), added)
 
 
 def kernels_of(edits: Sequence[tuple[int, Edit]], n_plans: int) -> list[tuple[Kernel, dict[int, Edit]]]:

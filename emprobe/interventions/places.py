@@ -66,7 +66,7 @@ class Hooked:
 
     def _after(self, module: nn.Module, place: Place, write: Write) -> None:
         def hook(_: Any, args: tuple[Any, ...], output: Any) -> Any:
-            return with_hidden(output, write(hidden_of(output)))
+            return write(output) if isinstance(output, Tensor) else with_hidden(output, write(hidden_of(output)))
 
         self._keep(module, place, module.register_forward_hook(hook, prepend=True))
 

@@ -9,11 +9,12 @@ from typing import Literal
 
 from emprobe.errors import EmprobeError
 from emprobe.files import content_hash, load_tensors, save_tensors
-from emprobe.interventions.edit import Edit, rank_of
+from emprobe.interventions.edit import Edit, Place, rank_of
 from emprobe.interventions.operators import Operator
 from emprobe.interventions.packing import pack, unpack
 from emprobe.models.load import Checkpoint
 from emprobe.models.sites import READABLE_SITES, check_layers, check_site, taps_of
+from emprobe.types import Site
 
 Conflicts = Literal["sequential", "error"]
 
@@ -70,9 +71,13 @@ class Plan:
         Raises:
             EmprobeError: A layer or site that the model lacks, another d_model, a condition read too late, or a conflict.
         """
-        edits = self.edits(checkpoint.n_layers)
+        n_layers, d_model = checkpoint.n_layers, checkpoint.d_model
+        edits = self.edits(n_layers)
+        places = [(edit.label, edit.place) for edit in edits]
+        places += [(f"The condition of {e.label}", (e.when.direction.layer, e.when.direction.site)) for e in edits if e.when is not None]
+        _check_places(checkpoint, places, n_layers)
         for edit in edits:
-            _check(checkpoint, edit)
+            _check(checkpoint, edit, d_model)
         if self.conflicts == "error":
             _check_apart(edits)
         return edits
@@ -105,17 +110,23 @@ class Plan:
         return "\n  ".join([f"Plan of {n} operator{'s' if n != 1 else ''}:", *map(repr, self.operators)])
 
 
-def _check(checkpoint: Checkpoint, edit: Edit) -> None:
-    check_site(edit.site, READABLE_SITES)
-    check_layers([edit.layer], checkpoint.n_layers, edit.label)
-    taps_of(checkpoint, edit.site, [edit.layer])
-    _check_width(checkpoint, edit.label, edit.basis.shape[1])
+def _check_places(checkpoint: Checkpoint, places: Sequence[tuple[str, Place]], n_layers: int) -> None:
+    """Refuse places that the model lacks; each site is looked for once."""
+    by_site: dict[Site, list[int]] = {}
+    for label, (layer, site) in places:
+        check_site(site, READABLE_SITES)
+        check_layers([layer], n_layers, label)
+        by_site.setdefault(site, []).append(layer)
+    for site, layers in by_site.items():
+        taps_of(checkpoint, site, layers)
+
+
+def _check(checkpoint: Checkpoint, edit: Edit, d_model: int) -> None:
+    _check_width(checkpoint, edit.label, edit.basis.shape[1], d_model)
     if edit.when is None:
         return
     direction = edit.when.direction
-    check_layers([direction.layer], checkpoint.n_layers, f"The condition of {edit.label}")
-    taps_of(checkpoint, direction.site, [direction.layer])
-    _check_width(checkpoint, f"The condition of {edit.label}", len(direction.vector))
+    _check_width(checkpoint, f"The condition of {edit.label}", len(direction.vector), d_model)
     if rank_of((direction.layer, direction.site)) > rank_of(edit.place):
         raise EmprobeError(
             f"{edit} has a condition that is read at {direction.site}[{direction.layer}], which the model comes to later. Read it at the "
@@ -123,10 +134,10 @@ def _check(checkpoint: Checkpoint, edit: Edit) -> None:
         )
 
 
-def _check_width(checkpoint: Checkpoint, label: str, width: int) -> None:
-    if width != checkpoint.d_model:
+def _check_width(checkpoint: Checkpoint, label: str, width: int, d_model: int) -> None:
+    if width != d_model:
         raise EmprobeError(
-            f"{label} has a direction of d_model {width}, but {checkpoint.name!r} has d_model {checkpoint.d_model}. "
+            f"{label} has a direction of d_model {width}, but {checkpoint.name!r} has d_model {d_model}. "
             "Use a direction that was read from this model."
         )
 

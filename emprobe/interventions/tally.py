@@ -13,7 +13,9 @@ from torch import Tensor
 from emprobe.interventions.tokens import Tokens
 
 LARGE = 2**18
-"""So many positions may wait before they are summed."""
+"""So many numbers may wait before they are summed."""
+SMALL = 2**12
+"""A hidden state of no more numbers waits whole: the norms of many passes are taken in one call."""
 
 Step = Callable[[Tensor, Tensor | None], Tensor]
 """How far coordinates (batch, pos, k) move, given these and which plan each row carries."""
@@ -25,14 +27,14 @@ class Seen(NamedTuple):
     Attributes:
         mask: Where it wrote; `None` is everywhere.
         before: Coordinates before.
-        norm: Norm of the hidden state before.
+        hidden: The hidden state before, if it is small, otherwise its norm.
         added: Coordinates, and norm, of what really was added, where the model's dtype rounds it; otherwise `None`.
     """
 
     tokens: Tokens
     mask: Bool[Tensor, "batch pos"] | None
     before: Float[Tensor, "batch pos k"]
-    norm: Float[Tensor, "batch pos"]
+    hidden: Float[Tensor, "batch pos *d_model"]
     added: tuple[Tensor, Tensor] | None = None
 
 
@@ -77,12 +79,12 @@ class Tally:
         """Note one forward pass; `plan_of_row` is `None` where there is one plan, and -1 for rows that carry none of these."""
         if not seen.tokens.counts:
             return
-        if seen.tokens.fresh or (self._waiting and len(self._waiting[0].norm) != len(seen.norm)):
+        if seen.tokens.fresh or (self._waiting and len(self._waiting[0].hidden) != len(seen.hidden)):
             self._close()
         self._plans = plan_of_row
         self.forwards += 1
         self._waiting.append(seen)
-        self._size += seen.norm.numel()
+        self._size += seen.hidden.numel()
         if self._size > LARGE:
             self._sum()
 
@@ -99,13 +101,13 @@ class Tally:
         if not self._waiting:
             return
         self.named = self.named and all(seen.tokens.generated is not None for seen in self._waiting)
-        before, norm = (torch.cat([getattr(seen, name) for seen in self._waiting], dim=1) for name in ("before", "norm"))
+        before, norm = torch.cat([seen.before for seen in self._waiting], dim=1), _norms(self._waiting)
         # Apple's GPUs have no float64.
         exact = torch.float32 if norm.device.type == "mps" else torch.float64
         before = before.to(exact)
         step, moved = self._moves(before)
-        steered = torch.cat([_filled(seen.mask, seen) for seen in self._waiting], dim=1)
-        told = torch.cat([_filled(_known(seen.tokens), seen) for seen in self._waiting], dim=1)
+        steered = self._laid_out([seen.mask for seen in self._waiting])
+        told = self._laid_out([_known(seen.tokens) for seen in self._waiting])
         change = moved / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         numbers = [steered, told, _signed(before), _signed(before + step), change]
         # A padding token's hidden state may be anything, NaN included, so it is chosen away and not multiplied.
@@ -118,6 +120,17 @@ class Tally:
             rows = rows + known
         self._rows = rows
         self._waiting, self._size = [], 0
+
+    def _laid_out(self, given: Sequence[Tensor | bool | None]) -> Bool[Tensor, "batch pos"]:
+        """Masks of what is waiting, side by side; `None` and `True` are everywhere."""
+        first, widths = self._waiting[0].before, [seen.before.shape[1] for seen in self._waiting]
+        laid_out = torch.ones((len(first), sum(widths)), dtype=torch.bool, device=first.device)
+        start = 0
+        for mask, width in zip(given, widths, strict=True):
+            if mask is not None and mask is not True:
+                laid_out[:, start : start + width] = mask
+            start += width
+        return laid_out
 
     def _moves(self, before: Tensor) -> tuple[Tensor, Tensor]:
         """How far coordinates, and hidden states, of what is waiting moved."""
@@ -134,12 +147,14 @@ class Tally:
         if self._rows is None:
             return
         found = torch.cat([torch.ones_like(self._rows[:, :1]), (self._rows[:, :1] > 0).to(self._rows.dtype), self._rows], dim=1)
-        plans = torch.zeros(len(found), dtype=torch.long) if self._plans is None else self._plans
-        plans = plans.to(found.device)
         if self._sums is None:
             self._sums = found.new_zeros(self.n_plans, found.shape[1])
         # Not in place: some passes may run in inference mode and others not.
-        self._sums = self._sums.index_add(0, plans[plans >= 0], found[plans >= 0])
+        if self._plans is None:
+            self._sums = self._sums + found.sum(dim=0)
+        else:
+            plans = self._plans.to(found.device)
+            self._sums = self._sums.index_add(0, plans[plans >= 0], found[plans >= 0])
         self._rows = None
 
 
@@ -161,9 +176,11 @@ def _by_row(columns: Float[Tensor, "batch pos five"], requests: Sequence[Tensor]
     return columns.new_zeros(int(row.max()) + 1, columns.shape[2]).index_add(0, row, columns[0])
 
 
-def _filled(given: Tensor | bool | None, seen: Seen) -> Tensor:
-    """A mask in full; `None` and `True` are everywhere."""
-    shape, device = seen.norm.shape, seen.norm.device
-    if isinstance(given, Tensor):
-        return given.to(device).expand(shape)
-    return torch.full(shape, given is not False, device=device)
+def _norms(waiting: Sequence[Seen]) -> Float[Tensor, "batch pos"]:
+    """Norms of the hidden states, in as few calls as can be."""
+    whole = [seen.hidden for seen in waiting if seen.hidden.ndim == 3]
+    norms = torch.linalg.vector_norm(torch.cat(whole, dim=1), dim=-1) if whole else waiting[0].hidden
+    if len(whole) in (0, len(waiting)):
+        return norms if whole else torch.cat([seen.hidden for seen in waiting], dim=1)
+    taken = list(norms.split([hidden.shape[1] for hidden in whole], dim=1))
+    return torch.cat([taken.pop(0) if seen.hidden.ndim == 3 else seen.hidden for seen in waiting], dim=1)

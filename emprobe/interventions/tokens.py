@@ -39,7 +39,7 @@ class Prompts:
         return first
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, which makes it anew in half the time, at every forward pass
 class Tokens:
     """What the tokens of one forward pass are; made once per pass, and worked out only as far as an operator asks.
 
@@ -171,7 +171,8 @@ class Tokens:
 
         Whether it names every one is asked of tensors only on a CPU: on an accelerator the answer would have to be waited for.
         """
-        key = (where, device)
+        # By identity: to hash a Where takes longer than to write.
+        key = (id(where), device)
         if key not in self._named:
             self._named[key] = self._mask_of(where, device)
         return self._named[key]

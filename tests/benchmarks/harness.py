@@ -26,6 +26,22 @@ def medians(variants: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: i
     return {name: median(found) for name, found in seconds.items()}
 
 
+def ratios(variants: Mapping[str, Callable[[], Any]], to: str, *, rounds: int, warmup: int = 1) -> dict[str, float]:
+    """CPU seconds of each variant over those of `to`, as the median of the rounds' own ratios.
+
+    For differences of a few per cent: within a round the machine is the same for all, and the order turns from round to round.
+    """
+    names = list(variants)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(warmup + rounds):
+        start = turn % len(names)
+        seconds = medians({name: variants[name] for name in (*names[start:], *names[:start])}, rounds=1, warmup=0)
+        if turn >= warmup:
+            for name in names:
+                found[name].append(seconds[name] / seconds[to])
+    return {name: median(values) for name, values in found.items()}
+
+
 def main(parts: Mapping[str, Callable[[int], Mapping[str, Any]]], *, rounds: int) -> None:
     """Run a benchmark's parts (each takes the number of rounds) on one thread and print their named ratios.
 

@@ -1,7 +1,8 @@
 """Steering against not steering: `python -m tests.benchmarks.steering [--json] [--rounds N] [--only PART ...]`.
 
-Greedy generation on random Qwen2-shaped models, float32, one thread, CPU seconds, every variant once per round in turn. Steered and
-unsteered runs generate the same number of tokens (no end of turn is known), so the ratio is the price of the intervention and its receipt.
+Greedy generation of 64 tokens on random Qwen2-shaped models, float32, one thread, CPU seconds, every variant once per round in turn.
+Steered and unsteered runs generate the same number of tokens (no end of turn is known), so the ratio is the price of the intervention and
+its receipt.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from emprobe.interventions import Ablate, Add, Operator, intervene
 from emprobe.models.load import Checkpoint
 from emprobe.overlap import random_directions
 from tests.benchmarks.capture import conversations, random_model
-from tests.benchmarks.harness import main, medians
+from tests.benchmarks.harness import main, medians, ratios
 
 SHAPES = {"d256_l8_v32k": (256, 8, 32_000), "d512_l24_v32k": (512, 24, 32_000)}
-PROMPT_TOKENS, NEW_TOKENS = 40, 32
+PROMPT_TOKENS, NEW_TOKENS = 40, 64
 DOSES = tuple(0.05 * i for i in range(1, 9))
 SWEEP_FLOORS = {1: 4.5, 4: 3.8, 16: 1.8}
 
@@ -62,20 +63,21 @@ def price_part(shape: str) -> Callable[[int], dict[str, Any]]:
         v, found = direction(checkpoint), {}
         for n in (1, 16):
             questions = prompts(checkpoint, n)
-            seconds = medians(
+            price = ratios(
                 {
                     "unsteered": lambda q=questions: run(checkpoint, q),
                     "added": lambda q=questions: run(checkpoint, q, Add(v, 0.1)),
                     "ablated": lambda q=questions: run(checkpoint, q, Ablate(v, layers="all")),
                     "writes": lambda q=questions: run(checkpoint, q, Ablate(v, site="writes")),
                 },
+                "unsteered",
                 rounds=rounds,
             )
             where = f"{shape}, {n} prompts"
             found |= {
-                f"{where}: add at one layer / unsteered (at most 1.02)": seconds["added"] / seconds["unsteered"],
-                f"{where}: ablate at every layer / unsteered (at most 1.03)": seconds["ablated"] / seconds["unsteered"],
-                f"{where}: ablate at every write / unsteered": seconds["writes"] / seconds["unsteered"],
+                f"{where}: add at one layer / unsteered (at most 1.02)": price["added"],
+                f"{where}: ablate at every layer / unsteered (at most 1.03)": price["ablated"],
+                f"{where}: ablate at every write / unsteered": price["writes"],
             }
         return found
 
@@ -98,10 +100,10 @@ def sweep_part(rounds: int) -> dict[str, Any]:
             return {name: run(checkpoint, q, operator) for name, operator in p.items()}
 
         assert together() == apart(), "a sweep gives the tokens of its runs"
-        seconds = medians({"apart": apart, "together": together}, rounds=rounds, warmup=0)
+        seconds = medians({"apart": apart, "together": together}, rounds=max(3, rounds // 4), warmup=0)
         found[f"8 doses x {n} prompts: one after another / in one batch (floor {floor})"] = seconds["apart"] / seconds["together"]
     return found
 
 
 if __name__ == "__main__":
-    main({**{shape: price_part(shape) for shape in SHAPES}, "sweep": sweep_part}, rounds=9)
+    main({**{shape: price_part(shape) for shape in SHAPES}, "sweep": sweep_part}, rounds=21)
