@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -48,6 +48,7 @@ class _Numbers(NamedTuple):
         basis: (k, d_model), `first` its first row, `columns` transposed.
         shift: What is added, where that does not depend on the hidden state; otherwise `None`.
         scale: Of a change along one direction that only scales the projection; otherwise `None`.
+        exact: Whether hidden states are edited in their own dtype; half precision is edited in float32.
     """
 
     basis: Tensor
@@ -55,6 +56,7 @@ class _Numbers(NamedTuple):
     columns: Tensor
     shift: Tensor | None
     scale: float | None
+    exact: bool
 
 
 class Single:
@@ -69,21 +71,24 @@ class Single:
 
     def write(self, hidden: Tensor, state: State) -> Tensor:
         """See `Kernel`."""
-        tokens = state.tokens
+        tokens, plans = state.tokens, None
         assert tokens is not None, "a block ran before its decoder"
-        mask, plans = tokens.named(self.edit.where, hidden.device), None
+        mask = tokens.named(self.edit.where, hidden.device)
         if state.plan_of_row is not None:
             carried = state.plan_of_row == self.plan
             plans = torch.where(carried, self.plan, -1)
             mask = _both(mask, carried.to(hidden.device)[:, None])
         if self.edit.when is not None:
             mask = _both(mask, state.held[id(self.edit)].to(hidden.device))
-        exact = _exact(hidden)
-        on = self._on(exact)
+        on = self._numbers.get((hidden.device, hidden.dtype)) or self._prepared(hidden)
+        exact = hidden if on.exact else hidden.float()
         before = exact @ on.columns
-        moved = self._moved(exact, before, on, mask)
-        edited = moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
-        self.tally.add(_seen(tokens, mask, before, exact, edited, lambda added: added @ on.columns), plans)
+        if mask is None and on.scale is not None:
+            edited = torch.addcmul(exact, before, on.first, value=on.scale)
+        else:
+            edited = self._moved(exact, before, on, mask)
+        edited = edited if on.exact else edited.to(hidden.dtype)
+        self.tally.add(_seen(tokens, mask, before, exact, edited, on.columns), plans)
         return edited
 
     def _moved(self, exact: Tensor, before: Tensor, on: _Numbers, mask: Tensor | None) -> Tensor:
@@ -97,20 +102,20 @@ class Single:
         step = step if mask is None else torch.where(mask.unsqueeze(-1), step, 0.0)
         return exact + step @ on.basis
 
-    def _on(self, exact: Tensor) -> _Numbers:
-        """The edit's numbers on a device and in a precision."""
-        key = (exact.device, exact.dtype)
-        if key not in self._numbers:
-            # Made in inference mode, they could not be used where gradients are wanted later.
-            with torch.inference_mode(False):
-                basis, change = self.edit.basis.to(*key), self.edit.change
-                shift, scale = None, None
-                if isinstance(change, Affine) and change.scale == 0:
-                    shift = (torch.tensor(change.shift, dtype=torch.float64) @ self.edit.basis).to(*key)
-                elif isinstance(change, Affine) and len(basis) == 1 and not change.shift[0]:
-                    scale = change.scale
-                self._numbers[key] = _Numbers(basis, basis[0], basis.T.contiguous(), shift, scale)
-        return self._numbers[key]
+    def _prepared(self, hidden: Tensor) -> _Numbers:
+        """The edit's numbers on a device, for hidden states of a dtype."""
+        exact = _exact(hidden).dtype
+        # Made in inference mode, they could not be used where gradients are wanted later.
+        with torch.inference_mode(False):
+            basis, change = self.edit.basis.to(hidden.device, exact), self.edit.change
+            shift, scale = None, None
+            if isinstance(change, Affine) and change.scale == 0:
+                shift = (torch.tensor(change.shift, dtype=torch.float64) @ self.edit.basis).to(hidden.device, exact)
+            elif isinstance(change, Affine) and len(basis) == 1 and not change.shift[0]:
+                scale = change.scale
+            made = _Numbers(basis, basis[0], basis.T.contiguous(), shift, scale, exact == hidden.dtype)
+        self._numbers[hidden.device, hidden.dtype] = made
+        return made
 
 
 class _Gathered(NamedTuple):
@@ -155,7 +160,7 @@ class Rowwise:
         step = step if mask is None else torch.where(mask.unsqueeze(-1), step, 0.0)
         moved = torch.addcmul(exact, step, rows.vectors.transpose(1, 2))
         edited = moved if moved.dtype == hidden.dtype else moved.to(hidden.dtype)
-        self.tally.add(_seen(state.tokens, mask, before, exact, edited, lambda added: torch.bmm(added, rows.vectors)), rows.plans)
+        self.tally.add(_seen(state.tokens, mask, before, exact, edited, rows.vectors), rows.plans)
         return edited
 
     def _step(self, before: Tensor, plan_of_row: Tensor | None) -> Tensor:
@@ -188,16 +193,14 @@ def _both(mask: Tensor | None, condition: Tensor | None) -> Tensor | None:
     return condition if mask is None else mask if condition is None else mask & condition
 
 
-def _seen(
-    tokens: Tokens, mask: Tensor | None, before: Tensor, exact: Tensor, edited: Tensor, coordinates: Callable[[Tensor], Tensor]
-) -> Seen:
+def _seen(tokens: Tokens, mask: Tensor | None, before: Tensor, exact: Tensor, edited: Tensor, columns: Tensor) -> Seen:
     """What the receipt needs; in half precision a small step may be rounded away, so what really was added is measured."""
     if torch.is_grad_enabled():
         before, exact, edited = before.detach(), exact.detach(), edited.detach()
     added = None
     if edited.dtype != exact.dtype:
         really = edited.to(exact.dtype) - exact
-        added = (coordinates(really), torch.linalg.vector_norm(really, dim=-1))
+        added = (really @ columns, torch.linalg.vector_norm(really, dim=-1))
     return Seen(tokens, mask, before, exact if exact.numel() <= SMALL else torch.linalg.vector_norm(exact, dim=-1), added)
 
 
