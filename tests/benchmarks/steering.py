@@ -11,10 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+
 import emprobe as em
+from emprobe.batching import pad
 from emprobe.behaviour.sampling import generate
 from emprobe.behaviour.sweeping import sweep
 from emprobe.interventions import Ablate, Add, Operator, intervene
+from emprobe.interventions.runtimes import RUNTIMES, runtime_of
+from emprobe.models import encode
 from emprobe.models.load import Checkpoint
 from emprobe.overlap import random_directions
 from tests.benchmarks.capture import conversations, random_model
@@ -105,5 +110,29 @@ def sweep_part(rounds: int) -> dict[str, Any]:
     return found
 
 
+def runtimes_part(rounds: int) -> dict[str, Any]:
+    """The same edits in TransformerLens and nnsight, where they are installed, with identical tokens."""
+    checkpoint = endless(random_model(*SHAPES["d256_l8_v32k"]))
+    v = direction(checkpoint)
+    encoded = [list(encode(checkpoint.tokenizer, q).ids) for q in prompts(checkpoint, 8)]
+    ids, mask = pad(encoded, 0, "left")
+    found: dict[str, Any] = {}
+    for name, operator in (("add at one layer", Add(v, 0.1)), ("ablate at every layer", Ablate(v, layers="all"))):
+        made = {}
+        for runtime in RUNTIMES:
+            try:
+                made[runtime] = runtime_of(runtime, checkpoint, operator)
+            except em.EmprobeError as error:
+                found[f"{name}: {runtime}"] = str(error)
+            except ImportError:
+                found[f"{name}: {runtime}"] = "not installed"
+        asked = {"max_new_tokens": NEW_TOKENS}
+        tokens = [r.generate(ids, mask, **asked) for r in made.values()]
+        assert all(torch.equal(other, tokens[0]) for other in tokens), "every runtime generates the same tokens"
+        price = ratios({n: partial(r.generate, ids, mask, **asked) for n, r in made.items()}, "hooks", rounds=rounds)
+        found |= {f"{name}: {other} / hooks": value for other, value in price.items() if other != "hooks"}
+    return found
+
+
 if __name__ == "__main__":
-    main({**{shape: price_part(shape) for shape in SHAPES}, "sweep": sweep_part}, rounds=21)
+    main({**{shape: price_part(shape) for shape in SHAPES}, "sweep": sweep_part, "runtimes": runtimes_part}, rounds=21)
