@@ -131,7 +131,7 @@ def verify(
         InterventionDidNotFire: If the hooks themselves did not fire.
 
     Example:
-        print(em.verify(em.Plan.of(em.Ablate(v, site="writes")), pair.base))
+        em.verify(em.Plan.of(em.Ablate(v, site="writes")), pair.base)
     """
     unknown = [*(set(runtimes) - set(RUNTIMES)), *(set(targets) - set(TARGETS))]
     if unknown:
