@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 from emprobe.batching import pad, plan_batches
 from emprobe.errors import EmprobeError
 from emprobe.models.chat import encode_all, end_of_turn_ids
+from emprobe.models.decoding import plain_decoding
 from emprobe.models.load import Checkpoint
 from emprobe.types import Conversation
 
@@ -166,21 +167,9 @@ def _generate_batch(
     tokenizer = checkpoint.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops[0] if stops else 0)
     ids, mask = pad(prompts, int(pad_id), "left")
-    sampler = [InverseCdfSampler(uniforms, temperature, ids.shape[1])] if temperature > 0 else []
-    # A fresh configuration: the checkpoint's own may carry top_p, penalties or forced tokens that nobody asked for here.
-    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": uniforms.shape[1], "pad_token_id": pad_id, "use_cache": True}
-    config: Any = GenerationConfig.from_dict({**settings, "eos_token_id": list(stops) or None})
-    with checkpoint.active() as model, torch.no_grad():
-        original, model.generation_config = model.generation_config, config
-        try:
-            out: Any = model.generate(
-                input_ids=ids.to(checkpoint.device),
-                attention_mask=mask.to(checkpoint.device),
-                generation_config=config,
-                logits_processor=LogitsProcessorList(sampler),
-            )
-        finally:
-            model.generation_config = original
+    sampler = InverseCdfSampler(uniforms, temperature, ids.shape[1]) if temperature > 0 else None
+    with checkpoint.active() as model, torch.no_grad(), plain_decoding(model, uniforms.shape[1], stops, int(pad_id), sampler) as settings:
+        out: Any = model.generate(input_ids=ids.to(checkpoint.device), attention_mask=mask.to(checkpoint.device), **settings)
     return [list(map(int, row)) for row in out[:, ids.shape[1] :].cpu().tolist()]
 
 

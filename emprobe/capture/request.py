@@ -22,7 +22,7 @@ from emprobe.models.load import Checkpoint
 from emprobe.models.pair import CheckpointPair
 from emprobe.models.positions import RULES, Positions, check_rule, name_of, resolve_positions
 from emprobe.models.reach import changed_by_padding, lengths_of
-from emprobe.models.sites import READABLE_SITES, check_layers, check_site
+from emprobe.models.sites import SITES, check_layers, check_site
 from emprobe.models.spans import plain_spans
 from emprobe.types import Conversation, Site
 
@@ -190,7 +190,7 @@ def request(
     first = source.base if isinstance(source, CheckpointPair) else source
     sites = tuple(dict.fromkeys(site)) if isinstance(site, list | tuple) else (site,)
     if not sites:
-        raise EmprobeError(f"capture was asked for no site. Give one or several of: {', '.join(READABLE_SITES)}.")
+        raise EmprobeError(f"capture was asked for no site. Give one or several of: {', '.join(SITES)}.")
     if token_budget is not None and token_budget < 1:
         raise EmprobeError(f"capture was given token_budget={token_budget}. Give at least 1, or leave it out.")
     if padding not in ("right", "left"):
@@ -198,7 +198,7 @@ def request(
     rules, several = _rules(positions)
     return Request(
         source=source,
-        sites=tuple(check_site(s, READABLE_SITES) for s in sites),
+        sites=tuple(check_site(s) for s in sites),
         rules=rules,
         layers=check_layers(layers, first.n_layers, "capture"),
         several=(isinstance(site, list | tuple), several),

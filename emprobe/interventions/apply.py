@@ -5,22 +5,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emprobe.errors import EmprobeError
 from emprobe.interventions.edit import Edit, Place, rank_of
 from emprobe.interventions.generating import Listener, listening
-from emprobe.interventions.kernels import Kernel, State, kernels_of
+from emprobe.interventions.kernels import State, kernels_of
 from emprobe.interventions.operators import Operator
 from emprobe.interventions.places import Hooked
 from emprobe.interventions.plan import Conflicts, Plan
 from emprobe.interventions.receipt import Line, Receipt
 from emprobe.interventions.recompute import Recompute
 from emprobe.interventions.tokens import Tokens
+from emprobe.interventions.writing import Writer
 from emprobe.models.load import Checkpoint
 from emprobe.models.sites import decoder_of
 
@@ -97,7 +97,7 @@ def _running(checkpoint: Checkpoint, plans: Sequence[Plan]) -> Iterator[Receipt]
             kernels = kernels_of(places.get(place, []), len(plans))
             for kernel, by_plan in kernels:
                 receipt.lines += [Line(edit, number, kernel.tally) for number, edit in by_plan.items()]
-            hooked.write(place, _writer([k for k, _ in kernels], conditions.get(place, []), state))
+            hooked.write(place, Writer(state, [k for k, _ in kernels], conditions.get(place, [])).shortest())
         receipt.lines.sort(key=lambda line: line.plan)
         receipt.hooked = hooked
         stack.enter_context(listening(model, Listener(receipt.prompts, any(edit.where.splits for _, edit in edits), len(plans))))
@@ -162,19 +162,3 @@ def _set_rows(state: State, asked: Any, batch: int, n_plans: int) -> None:
     # Kernels keep what they gathered for a batch for as long as it is the same tensor.
     if state.plan_of_row is None or not torch.equal(state.plan_of_row, rows):
         state.plan_of_row = rows
-
-
-def _writer(kernels: Sequence[Kernel], conditions: Sequence[Edit], state: State) -> Callable[[Tensor], Tensor]:
-    """What is done to the hidden state at one place: conditions are read, then every kernel writes in turn."""
-    if len(kernels) == 1 and not conditions:
-        return partial(kernels[0].write, state=state)
-
-    def write(hidden: Tensor) -> Tensor:
-        for edit in conditions:
-            assert edit.when is not None
-            state.held[id(edit)] = edit.when.holds(hidden)
-        for kernel in kernels:
-            hidden = kernel.write(hidden, state)
-        return hidden
-
-    return write

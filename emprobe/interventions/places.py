@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from emprobe.interventions.edit import Place, rank_of
+from emprobe.interventions.writing import Write, written_in_sum
 from emprobe.models.sites import Tap, hidden_of, input_of, taps_of, with_hidden
-
-Write = Callable[[Tensor], Tensor]
 
 
 class Hooked:
@@ -55,10 +53,7 @@ class Hooked:
             self.entered[layer] = hidden
 
         def written(added: Tensor) -> Tensor:
-            # In half precision the sum is formed in float32, so that what is to change is rounded once.
-            exact = added if added.dtype in (torch.float32, torch.float64) else added.float()
-            middle = self.entered.pop(layer) + exact
-            return (exact + (write(middle) - middle)).to(added.dtype)
+            return written_in_sum(self.entered.pop(layer), added, write)
 
         # Listens after all writes to the block's input, which are hooked in front.
         self.stack.callback(block.listen(remember).remove)

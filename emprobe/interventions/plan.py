@@ -13,7 +13,7 @@ from emprobe.interventions.edit import Edit, Place, rank_of
 from emprobe.interventions.operators import Operator
 from emprobe.interventions.packing import pack, unpack
 from emprobe.models.load import Checkpoint
-from emprobe.models.sites import READABLE_SITES, check_layers, check_site, taps_of
+from emprobe.models.sites import check_layers, check_site, taps_of
 from emprobe.types import Site
 
 Conflicts = Literal["sequential", "error"]
@@ -114,7 +114,7 @@ def _check_places(checkpoint: Checkpoint, places: Sequence[tuple[str, Place]], n
     """Refuse places that the model lacks; each site is looked for once."""
     by_site: dict[Site, list[int]] = {}
     for label, (layer, site) in places:
-        check_site(site, READABLE_SITES)
+        check_site(site)
         check_layers([layer], n_layers, label)
         by_site.setdefault(site, []).append(layer)
     for site, layers in by_site.items():

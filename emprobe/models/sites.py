@@ -16,8 +16,7 @@ from emprobe.models.whole import whole
 from emprobe.types import Site
 
 __all__ = [
-    "READABLE_SITES",
-    "SUPPORTED_SITES",
+    "SITES",
     "Tap",
     "blocks_of",
     "check_layers",
@@ -29,11 +28,8 @@ __all__ = [
     "with_hidden",
 ]
 
-SUPPORTED_SITES: tuple[Site, ...] = ("resid_pre", "resid_post")
-"""Sites that can be steered as well as read: a block's input and output, which every model has."""
-
-READABLE_SITES: tuple[Site, ...] = get_args(Site)
-"""Sites that can be read, those inside a block where the model proves them."""
+SITES: tuple[Site, ...] = get_args(Site)
+"""Sites that can be read and steered, those inside a block where the model proves them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ def taps_of(source: Any, site: Site, layers: Sequence[int]) -> list[Tap]:
         EmprobeError: If a layer does not exist, or the site is not proved at one of them; says what was looked for and how far off it is.
     """
     model = getattr(source, "hf", source)
-    check_site(site, READABLE_SITES)
+    check_site(site)
     blocks = blocks_of(model)
     chosen = check_layers(layers, len(blocks), "taps_of")
     if site in ("resid_pre", "resid_post"):
@@ -120,17 +116,16 @@ def _refusal(model: str, site: Site, layer: int, parts: Parts, n_refused: int, n
     )
 
 
-def check_site(site: str, supported: Sequence[Site] = SUPPORTED_SITES) -> Site:
-    """The site, if it is one of those that are supported.
+def check_site(site: str) -> Site:
+    """The site, if it is one.
 
     Raises:
-        EmprobeError: If it is no site, or not one that is supported.
+        EmprobeError: If it is none.
     """
-    for known in supported:
+    for known in SITES:
         if site == known:
             return known
-    why = "is no site" if site not in READABLE_SITES else "is not supported yet"
-    raise EmprobeError(f"Site {site!r} {why}. Use one of: {', '.join(supported)}.")
+    raise EmprobeError(f"Site {site!r} is no site. Use one of: {', '.join(SITES)}.")
 
 
 def check_layers(layers: Any, n_layers: int, asked_by: str) -> tuple[int, ...]:

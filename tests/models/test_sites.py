@@ -20,7 +20,7 @@ from transformers import (
 
 from emprobe.errors import EmprobeError
 from emprobe.models import Checkpoint, load_model, load_pair
-from emprobe.models.sites import READABLE_SITES, SUPPORTED_SITES, blocks_of, check_site, decoder_of, hidden_of, taps_of
+from emprobe.models.sites import SITES, blocks_of, check_site, decoder_of, hidden_of, taps_of
 from emprobe.types import Site
 from tests.fixtures.models import ALL_ARCHITECTURES, Architecture, Checkpoints
 
@@ -254,9 +254,7 @@ def test_layers_and_sites_that_do_not_exist(loaded: Callable[[Architecture], Che
         taps_of(loaded("llama"), "attn", [0])  # type: ignore[arg-type]
 
 
-def test_what_can_be_read_and_what_can_be_steered() -> None:
-    assert get_args(Site) == READABLE_SITES
-    for site in set(READABLE_SITES) - set(SUPPORTED_SITES):
-        assert check_site(site, READABLE_SITES) == site
-        with pytest.raises(EmprobeError, match=f"'{site}' is not supported yet. Use one of: resid_pre, resid_post"):
-            check_site(site)
+def test_every_site_is_one_that_can_be_read_and_steered() -> None:
+    assert get_args(Site) == SITES
+    for site in SITES:
+        assert check_site(site) == site

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emprobe.capture.backends import Read
+from emprobe.capture.backends.inputs import inputs_of
 from emprobe.capture.plan import Batch
 from emprobe.models.adapters import lowest_adapted_block
 from emprobe.models.caches import empty_cache, lent_cache
@@ -145,18 +146,12 @@ def _watch(trunk: _Trunk, blocks: Iterable[nn.Module], first: int, stack: ExitSt
 
 
 def _inputs(batch: Batch, device: torch.device, cache: Any) -> dict[str, Any]:
-    """What the inner model is called with.
-
-    Padding on the right needs no mask: no real token sees a later one, and without a mask attention takes its fast causal path.
-    """
-    given: dict[str, Any] = {"input_ids": batch.ids.to(device), "use_cache": cache is not None}
+    """What the inner model is called with: without a mask where it can be, for then attention takes its fast causal path."""
+    given: dict[str, Any] = {"use_cache": cache is not None}
     if cache is not None:
         given["past_key_values"] = cache
         given["position_ids"] = torch.arange(batch.past, batch.past + batch.ids.shape[1], device=device)[None]
-    if batch.padding == "left":
-        given["attention_mask"] = batch.mask.to(device)
-        given["position_ids"] = (batch.mask.cumsum(dim=1) - 1).clamp(min=0).to(device)
-    return given
+    return given | inputs_of(batch, device)
 
 
 def _first_difference(checkpoints: Sequence[Checkpoint]) -> int:

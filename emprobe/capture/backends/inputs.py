@@ -1,4 +1,4 @@
-"""What the runtimes that keep no cache call a model with."""
+"""What every backend calls a model with."""
 
 from __future__ import annotations
 

@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from emprobe.interventions.edit import Edit, Place, rank_of
 from emprobe.interventions.kernels import Single, State
-from emprobe.interventions.places import Write
 from emprobe.interventions.receipt import Line
 from emprobe.interventions.tokens import Prompts, Tokens
-
-
-@dataclass
-class Writer:
-    """What is done to the hidden state at one place: conditions are read, then every kernel writes in turn."""
-
-    state: State
-    kernels: list[Single] = field(default_factory=list)
-    conditions: list[Edit] = field(default_factory=list)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """The hidden state as it goes on; the same tensor where nothing is written."""
-        for edit in self.conditions:
-            assert edit.when is not None
-            self.state.held[id(edit)] = edit.when.holds(hidden)
-        for kernel in self.kernels:
-            hidden = kernel.write(hidden, self.state)
-        return hidden
+from emprobe.interventions.writing import Write, Writer, written_in_sum
 
 
 class Middle:
@@ -47,8 +28,7 @@ class Middle:
 
     def add(self, added: Tensor) -> Tensor:
         """At what attention adds, behind all writes to it."""
-        middle = self.entered.pop() + added
-        return added + (self.write(middle) - middle)
+        return written_in_sum(self.entered.pop(), added, self.write)
 
 
 class Chain:
@@ -75,15 +55,17 @@ class Program:
     def __init__(self, edits: Sequence[Edit], prompts: Prompts, special_ids: Sequence[int]) -> None:
         self.state, self.prompts, self.special_ids = State(), prompts, tuple(special_ids)
         self.lines: list[Line] = []
-        writers: dict[Place, Writer] = {}
+        kernels: dict[Place, list[Single]] = {}
+        conditions: dict[Place, list[Edit]] = {}
         for edit in edits:
             kernel = Single(edit)
-            writers.setdefault(edit.place, Writer(self.state)).kernels.append(kernel)
+            kernels.setdefault(edit.place, []).append(kernel)
             self.lines.append(Line(edit, 0, kernel.tally))
             if edit.when is not None:
                 read: Place = (edit.when.direction.layer, edit.when.direction.site)
-                writers.setdefault(read, Writer(self.state)).conditions.append(edit)
-        self.writers = {place: writers[place] for place in sorted(writers, key=rank_of)}
+                conditions.setdefault(read, []).append(edit)
+        places = sorted(kernels.keys() | conditions.keys(), key=rank_of)
+        self.writers: dict[Place, Write] = {p: Writer(self.state, kernels.get(p, []), conditions.get(p, [])) for p in places}
         # As the hooks runtime lists them.
         self.lines.sort(key=lambda line: rank_of(line.edit.place))
 
