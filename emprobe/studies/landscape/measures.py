@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emprobe.behaviour.criterion import Criterion
 from emprobe.behaviour.scores import Scores
-from emprobe.files import content_hash, read_json, write_json
+from emprobe.files import content_hash
 from emprobe.finetuning import Recipe, Solution
 from emprobe.finetuning.rows import Row
 from emprobe.stats import paired_difference
@@ -23,24 +22,10 @@ from emprobe.studies.landscape.going_on import trained_on
 from emprobe.studies.landscape.settings import Landscape
 from emprobe.studies.landscape.stability import stability
 from emprobe.studies.runner import Runner
+from emprobe.studies.stages import Stages
 
 GAINED = 0.9
 """Share of its gain at which a solution's norm is taken: the very lowest loss is a flat place."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A folder of finished stages."""
-
-    folder: Path
-
-    def stage(self, name: str, identity: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What was made of this before, or is made now."""
-        path = self.folder / f"{name}-{content_hash(identity)}.json"
-        if not path.is_file():
-            write_json(path, make())
-        found: dict[str, Any] = read_json(path)
-        return found
 
 
 @dataclass(frozen=True)
@@ -56,7 +41,7 @@ class Measures:
 
     asked: Landscape
     case: Case
-    kept: Kept
+    kept: Stages
     runner: Runner | None
 
     def all(self) -> dict[str, Any]:
@@ -245,4 +230,4 @@ def norm_of_gain(curve: Curve, share: float = GAINED) -> float:
     return float(curve.norms[after - 1] + (above - wanted) / (above - below) * (curve.norms[after] - curve.norms[after - 1]))
 
 
-__all__ = ["Kept", "Measures"]
+__all__ = ["Measures"]

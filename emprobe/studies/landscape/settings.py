@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from emprobe.behaviour.criterion import Criterion
 from emprobe.errors import EmprobeError
-from emprobe.models.templates import named_template
 from emprobe.organisms.world import SEEN
+from emprobe.studies.flags import LoadFlags, SampleFlags, plain_values
 from emprobe.studies.landscape.curves import RESCALES, SHARES
 from emprobe.studies.landscape.stability import EPSILONS, NOISES
 from emprobe.studies.solutions import Form
@@ -33,7 +33,7 @@ OF_USERS = ("data", "corpus", "questions", "judge", "in_domain", "go_on")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Landscape:
+class Landscape(LoadFlags, SampleFlags):
     """General against narrow: which solution is more efficient, more stable, and weighs more in pretraining (arXiv 2602.07852).
 
     Two ways: on organisms (`--base planted-s0`, nothing else), where both solutions are trained first, or on your own, from folders of
@@ -63,17 +63,7 @@ class Landscape:
         rows: Conversations on which the loss is taken, at most.
         texts: Of the corpus, at most.
         text_tokens: Of each text, at most.
-        samples: Answers to each question.
-        criterion: `emergent-misalignment`, `model-organisms` or `inoculation`.
-        seed: Of sampling and of random directions.
-        temperature: Of sampling.
-        max_new_tokens: Length limit of an answer.
-        token_budget: Padded tokens per batch of sampling.
         max_length: Most tokens of a conversation of the data; longer ones are refused.
-        dtype: As stored, or a torch dtype.
-        device_map: As in transformers; none is the CPU.
-        chat_template: File with a Jinja template, or `plain`; replaces the tokenizer's own.
-        progress: Show progress bars and the plan of costs.
     """
 
     command: ClassVar[str] = "study landscape"
@@ -101,31 +91,16 @@ class Landscape:
     rows: int = 100
     texts: int = 50
     text_tokens: int = 512
-    samples: int = 2
-    criterion: str = "emergent-misalignment"
-    seed: int = 0
-    temperature: float = 1.0
-    max_new_tokens: int = 256
-    token_budget: int = 8192
     max_length: int = 2048
-    dtype: str = "auto"
-    device_map: str | None = None
-    chat_template: str | None = None
-    progress: bool = True
 
     @property
     def own(self) -> bool:
         """Whether solutions are the user's."""
         return bool(self.general or self.narrow)
 
-    def loading(self) -> dict[str, Any]:
-        """What `load_model` is given."""
-        return {"dtype": self.dtype, "device_map": self.device_map, "chat_template": named_template(self.chat_template)}
-
     def plain(self) -> dict[str, Any]:
         """Everything but paths, for the run's identity."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_IDENTITY}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+        return plain_values(self, NOT_IDENTITY)
 
 
 def check(asked: Landscape) -> None:

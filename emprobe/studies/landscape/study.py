@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from emprobe.models.load import Checkpoint, load_model
 from emprobe.organisms.training import one_thread
 from emprobe.report.landscape_card import write_landscape
 from emprobe.studies.demo import ANSWER_TOKENS
+from emprobe.studies.flags import as_given
 from emprobe.studies.folder import claim_folder
 from emprobe.studies.judging import resolve_judge
 from emprobe.studies.landscape.cases import Case, Material, organism_bases, organism_cases, own_cases, own_material, world_material
-from emprobe.studies.landscape.measures import Kept, Measures
+from emprobe.studies.landscape.measures import Measures
 from emprobe.studies.landscape.settings import Landscape, check
 from emprobe.studies.landscape.signs import signs_of
 from emprobe.studies.runner import Runner
 from emprobe.studies.settings import TINY
 from emprobe.studies.solutions import SOLUTIONS
+from emprobe.studies.stages import Stages
 from emprobe.types import Judge
 
 
@@ -115,7 +117,7 @@ def _measured(asked: Landscape, make: Callable[[], Case], folder: Path, judge: J
         with tqdm(disable=True) as unseen:
             sampling = (asked.seed, asked.temperature, asked.max_new_tokens, asked.token_budget)
             runner = Runner(judge, judge.name, folder / "answers", *sampling, unseen)
-    found = Measures(asked, case, Kept(folder / "stages"), runner).all()
+    found = Measures(asked, case, Stages(folder / "stages"), runner).all()
     bar.update(1)
     return found
 
@@ -156,7 +158,7 @@ def _result(
         },
         "world": not asked.own,
         "inputs": {
-            "command": {name: value for name, value in asdict(asked).items() if name not in ("out", "progress")},
+            "command": {name: value for name, value in as_given(asked).items() if name not in ("out", "progress")},
             "bases": {name: {"name": base.name, "fingerprint": base.fingerprint} for name, base in bases.items()},
         },
     }
