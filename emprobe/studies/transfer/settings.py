@@ -1,0 +1,85 @@
+"""What the study is told, and what can be seen to be wrong before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from emprobe.behaviour.criterion import Criterion
+from emprobe.clusters import Resampling
+from emprobe.errors import EmprobeError
+from emprobe.studies.flags import LoadFlags, SampleFlags, plain_values
+
+NOT_IDENTITY = ("out", "scores", "covariates", "base", "data", "questions", "judge", "device_map", "chat_template", "progress")
+"""Paths, and what no number depends on: known by their content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(LoadFlags, SampleFlags):
+    """Over a grid of domains and tasks, how misalignment spreads from the trained cell (arXiv 2605.12798).
+
+    Three ways: from a table of judged answers (`--scores`), on organisms (`--base planted-s0`, nothing else), or on your own model with
+    your own data.
+
+    Attributes:
+        out: Output folder; a run that was stopped goes on in it.
+        scores: Tables of judged answers with train_domain, train_task, eval_domain, eval_task, question_id, alignment and coherence;
+            the first is analysed, others (of other models) are compared with it.
+        covariates: Tables of what was measured before fine-tuning: key columns (question_id, train_domain, ...) and one column for each
+            covariate.
+        match_on: The covariate that the effects of all others are matched on.
+        eval_set: Which questions are the grid, where the table has a column eval_set.
+        where: Filters COLUMN=VALUE; all must hold.
+        columns: OURS=THEIRS where a table has other names, such as alignment=aligned.
+        bins: Classes of the matched covariate, cut at its quantiles.
+        draws: Bootstrap draws of every interval.
+        permutations: Relabellings of every null.
+        base: Organisms (`planted-s0`, ...), or the checkpoint to fine-tune: directory or hub id.
+        data: Your conversations to fine-tune on, labelled with domain and task.
+        questions: Your questions, labelled with domain and task.
+        judge: As in `emprobe run`.
+    """
+
+    command: ClassVar[str] = "study transfer"
+
+    out: str
+    scores: tuple[str, ...] = ()
+    covariates: tuple[str, ...] = ()
+    match_on: str = "solvability"
+    eval_set: str = "narrow"
+    where: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    bins: int = 5
+    draws: int = 2000
+    permutations: int = 999
+    base: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    questions: str | None = None
+    judge: str | None = None
+
+    @property
+    def resampling(self) -> Resampling:
+        """How intervals are drawn."""
+        return Resampling(draws=self.draws, seed=self.seed)
+
+    def plain(self) -> dict[str, Any]:
+        """Everything but paths, for the run's identity."""
+        return plain_values(self, NOT_IDENTITY)
+
+
+def check(asked: Transfer) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        EmprobeError: Says what was asked and what can be.
+    """
+    Criterion.named(asked.criterion)
+    for name, least in (("bins", 2), ("draws", 100), ("permutations", 19)):
+        if getattr(asked, name) < least:
+            raise EmprobeError(f"{name} = {getattr(asked, name)} was given; it must be at least {least}.")
+    if bool(asked.scores) == bool(asked.base):
+        found = "both were given" if asked.scores else "none was given"
+        raise EmprobeError(f"The study needs --scores FILE (judged answers) or --base (models to fine-tune); {found}. Give one of them.")
+    stray = [name for name in ("data", "questions", "judge") if asked.scores and getattr(asked, name)]
+    if stray:
+        raise EmprobeError(f"--{stray[0]} was given with --scores, where nothing is trained or judged. Leave it out, or give --base.")
