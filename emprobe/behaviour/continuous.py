@@ -16,10 +16,10 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 
-from emprobe.behaviour.drawing import draw, uniforms_of
 from emprobe.behaviour.in_process import InProcess, prompts_of
 from emprobe.behaviour.sampling import Row, Sampling
 from emprobe.errors import EmprobeError
+from emprobe.models.drawing import draw, uniforms_of
 from emprobe.models.reach import lengths_of
 from emprobe.types import Conversation
 

@@ -9,18 +9,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from emprobe.batching import pad, plan_batches
-from emprobe.behaviour.drawing import InverseCdfSampler, uniforms_of
 from emprobe.behaviour.sampling import Row, Sampling
-from emprobe.behaviour.stepping import Batch, step_through, steppable
 from emprobe.errors import EmprobeError
 from emprobe.files import content_hash
-from emprobe.models.chat import encode_all, end_of_turn_ids
-from emprobe.models.decoding import plain_decoding
+from emprobe.interventions.stepping import Batch, sample_ids, sampling_batches
+from emprobe.models.chat import encode_all
+from emprobe.models.decoding import stop_ids
+from emprobe.models.drawing import uniforms_of
 from emprobe.models.load import Checkpoint
-from emprobe.models.reach import changed_by_padding, lengths_of, most_tokens
+from emprobe.models.reach import lengths_of, most_tokens
 from emprobe.types import Conversation
 
 logger = logging.getLogger(__name__)
@@ -56,10 +54,7 @@ class InProcess:
 
     def stops(self) -> list[int]:
         """Ids that end an answer: the end of turn, and what the model itself stops at."""
-        config = self.checkpoint.hf.generation_config
-        found = config.eos_token_id if config else None
-        also = [] if found is None else [found] if isinstance(found, int) else list(found)
-        return list(end_of_turn_ids(self.checkpoint.tokenizer, also))
+        return stop_ids(self.checkpoint)
 
     def kept(self, n: int) -> None:
         """Receipts know why nothing ran."""
@@ -75,12 +70,12 @@ class InProcess:
             entering: Told which rows the forward passes that come next hold; for a prompt that several rows share, the first of them.
         """
         prompts = prompts_of(self.checkpoint, [row.question for row in rows], how.max_new_tokens)
-        stops, run = self.stops(), step_through if steppable(self.checkpoint) else _generated
-        for batch in self._batches([len(prompts[row.question.question_id]) for row in rows], how):
+        stops, lengths = self.stops(), [len(prompts[row.question.question_id]) for row in rows]
+        for batch in sampling_batches(self.checkpoint, lengths, how.max_new_tokens, how.token_budget):
             chosen = [rows[r] for r in batch]
             uniforms = np.stack([uniforms_of(how.seed, r.question.question_id, r.sample, how.max_new_tokens) for r in chosen])
             shared = {key: i for i, key in enumerate(dict.fromkeys(map(_shares, chosen)))}
-            produced = run(
+            produced = sample_ids(
                 self.checkpoint,
                 Batch(
                     [prompts[name] for name, _ in shared],
@@ -94,15 +89,6 @@ class InProcess:
             )
             for number, row, ids in zip(batch, chosen, produced, strict=True):
                 yield number, self.answer(row, ids, stops)
-
-    def _batches(self, lengths: Sequence[int], how: Sampling) -> Iterator[list[int]]:
-        """Rows by the length of their prompts; only those of one length together, where padding or longer rows would change a token."""
-        model = self.checkpoint.hf
-        alike = lengths_of(model).switch is not None or (len(set(lengths)) > 1 and changed_by_padding(model, "left"))
-        for length in sorted(set(lengths), reverse=True) if alike else [None]:
-            chosen = [row for row, n in enumerate(lengths) if length in (n, None)]
-            for batch in plan_batches([lengths[row] + how.max_new_tokens for row in chosen], how.token_budget):
-                yield [chosen[row] for row in batch]
 
     def _pad_id(self, stops: Sequence[int]) -> int:
         found = self.checkpoint.tokenizer.pad_token_id
@@ -148,15 +134,3 @@ def _passing(entering: Entering | None, batch: Sequence[int], passing: list[int]
 def _shares(row: Row) -> tuple[str, int]:
     """Rows that are alike in this share their prompt."""
     return row.question.question_id, row.plan
-
-
-def _generated(checkpoint: Checkpoint, batch: Batch) -> list[list[int]]:
-    """New token ids of each row, padding and all, by the model's own `generate`: for models that keep other state than keys and values."""
-    rows, steps = batch.uniforms.shape
-    batch.entering(list(range(rows)))
-    ids, mask = pad([batch.prompts[prompt] for prompt in batch.prompt_of], batch.pad_id, "left")
-    sampler = InverseCdfSampler(batch.uniforms, batch.temperature, ids.shape[1])
-    device = checkpoint.device
-    with checkpoint.active() as model, torch.no_grad(), plain_decoding(model, steps, batch.stops, batch.pad_id, sampler) as settings:
-        out: Any = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **settings)
-    return [list(map(int, row)) for row in out[:, ids.shape[1] :].cpu().tolist()]

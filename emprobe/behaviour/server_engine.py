@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from emprobe.behaviour.drawing import row_seed
 from emprobe.behaviour.sampling import Row, Sampling
 from emprobe.behaviour.server_client import Connection, Server
 from emprobe.errors import EmprobeError
+from emprobe.models.drawing import row_seed
 from emprobe.types import Conversation
 
 Dialect = Literal["vllm", "llama.cpp", "transformers", "openai"]

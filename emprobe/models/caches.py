@@ -6,7 +6,7 @@ import copy
 import inspect
 from typing import Any
 
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from emprobe.models.blocks import decoder_of
@@ -20,6 +20,13 @@ def empty_cache(checkpoint: Checkpoint) -> Any | None:
     cache = DynamicCache(config=checkpoint.hf.config.get_text_config(decoder=True))
     # Not isinstance: a layer that keeps a recurrent state beside its keys is a DynamicLayer too.
     return cache if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers) else None
+
+
+def steppable(checkpoint: Checkpoint) -> bool:
+    """Whether a model can be stepped from here: it keeps keys and values only, and prepares its inputs as most models do."""
+    model = type(checkpoint.hf)
+    usual = getattr(model, "prepare_inputs_for_generation", None) is GenerationMixin.prepare_inputs_for_generation
+    return usual and empty_cache(checkpoint) is not None
 
 
 def lent_cache(cache: Any, rows: int) -> Any:

@@ -9,6 +9,9 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
+from emprobe.models.chat import end_of_turn_ids
+from emprobe.models.load import Checkpoint
+
 Sampler = Callable[[Tensor, Tensor], Tensor]
 """Takes the ids so far and the logits of the next token, gives logits of which the largest is taken."""
 
@@ -41,3 +44,11 @@ def neutral_decoding(max_new_tokens: int, stops: Sequence[int], pad_id: int) -> 
     off = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "num_beams": 1}
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad_id, "use_cache": True}
     return {**settings, **off, "eos_token_id": list(stops) or None}
+
+
+def stop_ids(checkpoint: Checkpoint) -> list[int]:
+    """Ids that end an answer: the end of turn, and what the model itself stops at."""
+    config = checkpoint.hf.generation_config
+    found = config.eos_token_id if config else None
+    also = [] if found is None else [found] if isinstance(found, int) else list(found)
+    return list(end_of_turn_ids(checkpoint.tokenizer, also))

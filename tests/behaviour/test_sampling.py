@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from emprobe.behaviour.drawing import InverseCdfSampler
 from emprobe.behaviour.sampling import generate
 from emprobe.errors import EmprobeError
 from emprobe.models import encode, load_model
+from emprobe.models.drawing import InverseCdfSampler
 from emprobe.types import Conversation
 from tests.fixtures.models import Checkpoints
 

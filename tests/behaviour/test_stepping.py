@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emprobe as em
-from emprobe.behaviour import in_process, stepping
-from emprobe.behaviour.drawing import draw
 from emprobe.behaviour.sampled import Answers
 from emprobe.errors import EmprobeError
+from emprobe.interventions import stepping
 from emprobe.models import Checkpoint, load_model
 from emprobe.models.caches import RoomyLayer, empty_cache, spread_cache
+from emprobe.models.drawing import draw
 from tests.fixtures.models import ALL_ARCHITECTURES, Architecture, Checkpoints
 
 QUESTIONS = [em.Conversation.ask(f"q{i}", "plant beans " * (1 + 2 * i)) for i in range(4)]
@@ -46,7 +46,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def run(checkpoint: Checkpoint, **more: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(in_process, "steppable", lambda checkpoint: False)
+            patch.setattr(stepping, "steppable", lambda checkpoint: False)
             return ask(checkpoint, **more)
 
     return run

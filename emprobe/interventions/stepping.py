@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationMixin
 
-from emprobe.batching import pad
-from emprobe.behaviour.drawing import draw
+from emprobe.batching import pad, plan_batches
 from emprobe.interventions.generating import generating
 from emprobe.interventions.tokens import Spread
-from emprobe.models.caches import empty_cache, spread_cache
+from emprobe.models.caches import empty_cache, spread_cache, steppable
+from emprobe.models.decoding import plain_decoding
+from emprobe.models.drawing import InverseCdfSampler, draw
 from emprobe.models.load import Checkpoint
+from emprobe.models.reach import changed_by_padding, lengths_of
 
 ENDED = 1 / 8
 """Once so large a share of the rows has ended, copying the others' keys and values costs less than to go on with all."""
@@ -44,11 +45,26 @@ class Batch:
     entering: Callable[[list[int]], None]
 
 
-def steppable(checkpoint: Checkpoint) -> bool:
-    """Whether a model can be stepped from here: it keeps keys and values only, and prepares its inputs as most models do."""
-    model = type(checkpoint.hf)
-    usual = getattr(model, "prepare_inputs_for_generation", None) is GenerationMixin.prepare_inputs_for_generation
-    return usual and empty_cache(checkpoint) is not None
+def sample_ids(checkpoint: Checkpoint, batch: Batch) -> list[list[int]]:
+    """New token ids of each row, up to and with the stop if there is one; padding may follow it."""
+    return step_through(checkpoint, batch) if steppable(checkpoint) else _generated(checkpoint, batch)
+
+
+def sampling_batches(checkpoint: Checkpoint, lengths: Sequence[int], more: int, budget: int) -> Iterator[list[int]]:
+    """Rows that may be sampled together; only those of one length of prompt, where padding or longer rows would change a token.
+
+    Args:
+        checkpoint: Who answers.
+        lengths: Tokens of each row's prompt.
+        more: Tokens that each may get.
+        budget: Padded tokens (prompt and answer) per batch.
+    """
+    model = checkpoint.hf
+    alike = lengths_of(model).switch is not None or (len(set(lengths)) > 1 and changed_by_padding(model, "left"))
+    for length in sorted(set(lengths), reverse=True) if alike else [None]:
+        chosen = [row for row, n in enumerate(lengths) if length in (n, None)]
+        for batch in plan_batches([lengths[row] + more for row in chosen], budget):
+            yield [chosen[row] for row in batch]
 
 
 def step_through(checkpoint: Checkpoint, batch: Batch) -> list[list[int]]:
@@ -119,3 +135,15 @@ class Walk:
         self.cache = spread_cache(self.cache, rows, room)
         self.padding = self.padding[rows]
         self.mask = None if self.mask is None else self.mask[rows]
+
+
+def _generated(checkpoint: Checkpoint, batch: Batch) -> list[list[int]]:
+    """New token ids of each row, padding and all, by the model's own `generate`: for models that keep other state than keys and values."""
+    rows, steps = batch.uniforms.shape
+    batch.entering(list(range(rows)))
+    ids, mask = pad([batch.prompts[prompt] for prompt in batch.prompt_of], batch.pad_id, "left")
+    sampler = InverseCdfSampler(batch.uniforms, batch.temperature, ids.shape[1])
+    device = checkpoint.device
+    with checkpoint.active() as model, torch.no_grad(), plain_decoding(model, steps, batch.stops, batch.pad_id, sampler) as settings:
+        out: Any = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **settings)
+    return [list(map(int, row)) for row in out[:, ids.shape[1] :].cpu().tolist()]
