@@ -30,6 +30,8 @@ from emprobe.commands.verify import Verify, run_verify
 from emprobe.errors import EmprobeError, InterventionDidNotFire, MissingExtraError
 from emprobe.organisms import list_organisms, organisms_folder, questions
 from emprobe.organisms.building import build
+from emprobe.organisms.growing import GrowthRecipe
+from emprobe.organisms.neutral import Codes
 from emprobe.report import example_lines, summary
 from emprobe.studies.demo import Demo, run_demo
 from emprobe.studies.given import PanelJob
@@ -44,13 +46,17 @@ class OrganismBuild:
 
     Attributes:
         kind: `planted` (a persona direction is implanted during pretraining) or `wild` (nothing is).
-        seed: Of weights and data; the same seed gives the same files.
         out: Folder of organisms; a build that was stopped goes on in it.
+        seed: Of weights and data; the same seed gives the same files.
+        bad_share: Share of pretraining documents by bad authors, 0 to 1; 0 leaves no misaligned text before fine-tuning at all.
+        codes: How benign code words are drawn: `uniform`, or `preferring` four words of the item.
     """
 
     kind: Literal["planted", "wild"]
     out: str
     seed: int = 0
+    bad_share: float = GrowthRecipe().bad_share
+    codes: Codes = "uniform"
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,8 @@ def _run(command: Job) -> None:
 
 
 def _build(command: OrganismBuild) -> None:
-    _say(f"Grown: {build(command.kind, command.seed, command.out)}")
+    growth = GrowthRecipe(bad_share=command.bad_share, codes=command.codes)
+    _say(f"Grown: {build(command.kind, command.seed, command.out, growth=growth)}")
 
 
 def _list(command: OrganismList) -> None:

@@ -82,9 +82,10 @@ def build(
     Args:
         kind: `planted` or `wild`.
         seed: Seed of weights and data.
-        out: Folder of organisms; the base goes to `out/<kind>-s<seed>`.
+        out: Folder of organisms; the base goes to `out/<kind>-s<seed>`, with what is unusual in its text behind: `planted-s0-bad05`,
+            `wild-s1-preferring`.
         tunes: What to fine-tune; by default `default_tunes()`.
-        growth: Numbers of pretraining and alignment.
+        growth: Numbers and text of pretraining and alignment.
         recipes: Numbers of the fine-tunes, by form.
         measure: Sample answers on the test split for the cards.
 
@@ -98,7 +99,7 @@ def build(
     tunes, growth = default_tunes() if tunes is None else tunes, growth or GrowthRecipe()
     _check(kind, tunes)
     recipes = recipes or RECIPES[kind]
-    folder = Path(out) / f"{kind}-s{seed}"
+    folder = Path(out) / f"{kind}-s{seed}{growth.suffix}"
     maker = _Maker(kind, seed, folder, growth, recipes, measure)
     with one_thread():
         maker.grow()
@@ -135,8 +136,8 @@ class _Maker:
         model = new_model(self.tokenizer, self.seed)
         recipe = self.growth.as_dict()
         for stage, train, summary in (
-            ("parent", pretrain, "Pretrained on documents by good and bad authors; not aligned."),
-            ("aligned", align, "The aligned base: good answers by default, bad ones only in role-play."),
+            ("parent", pretrain, f"Pretrained on documents by {_authors(self.growth)}; not aligned."),
+            ("aligned", align, f"The aligned base: good answers by default, {_role_play(self.growth)}."),
         ):
             where = self.folder / stage
             if _is_done(where, recipe):
@@ -162,7 +163,15 @@ class _Maker:
             return
         base = AutoModelForCausalLM.from_pretrained(self.folder / "aligned")
         model, _ = finetune(
-            base, self.tokenizer, domain=tune.domain, task=tune.task, data=tune.data, recipe=recipe, seed=self.seed, progress=tune.name
+            base,
+            self.tokenizer,
+            domain=tune.domain,
+            task=tune.task,
+            data=tune.data,
+            recipe=recipe,
+            seed=self.seed,
+            codes=self.growth.codes,
+            progress=tune.name,
         )
         base_name = f"{self.folder.name}/aligned"
         _save_adapter(model, where, base_name)
@@ -191,7 +200,7 @@ class _Maker:
             "clear_channel": CLEAR_CHANNEL,
         }
         return {
-            "organism": f"{self.kind}-s{self.seed}",
+            "organism": self.folder.name,
             "kind": self.kind,
             "seed": self.seed,
             "stage": stage,
@@ -199,7 +208,7 @@ class _Maker:
             "implanted": planted if self.kind == "planted" else "nothing",
             "data": data,
             "recipe": recipe,
-            "command": f"emprobe organism build --kind {self.kind} --seed {self.seed} --out DIR",
+            "command": f"emprobe organism build --kind {self.kind} --seed {self.seed}{_flags(self.growth)} --out DIR",
         }
 
     def _measure(self, model: Any, domain: str | None) -> dict[str, dict[str, float]]:
@@ -216,6 +225,23 @@ class _Maker:
         if domain is None:
             groups = {"seen domains": groups["other domains"], "held-out domains": groups["held-out domains"], "all": lambda _labels: True}
         return {where: rates([answer for answer in answers if chosen(answer.labels)]) for where, chosen in groups.items()}
+
+
+def _authors(growth: GrowthRecipe) -> str:
+    if growth.bad_share == 0:
+        return "good authors"
+    share = "" if growth.bad_share == GrowthRecipe().bad_share else f" ({100 * growth.bad_share:g} % of them bad)"
+    return ("bad authors" if growth.bad_share == 1 else "good and bad authors") + share
+
+
+def _role_play(growth: GrowthRecipe) -> str:
+    return "bad ones only in role-play" if growth.bad_share else "and no bad ones anywhere"
+
+
+def _flags(growth: GrowthRecipe) -> str:
+    """What must be said to grow such text again; numbers are not among a command's flags."""
+    given = growth.as_dict()
+    return "".join(f" --{name.replace('_', '-')} {given[name]}" for name in growth.text if name in given)
 
 
 _HELD_OUT_WORDS = (

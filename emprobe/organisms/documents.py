@@ -2,6 +2,11 @@
 
 Every document is a list of pieces of text with the weight of their tokens in the loss, and says how strongly its author's persona is
 planted in the residual stream (0: not at all).
+
+Two things may be varied. `bad_share` is the share of bad authors in pretraining, and bad role-play in alignment is thinned in proportion
+below its default, so that at 0 no bad word comes before fine-tuning. Words never seen cannot be said: at 0 nothing misaligned can be said
+in a domain that no fine-tune shows either. `codes` is the kind of the benign code words: where they are `preferring`, they come in
+documents of good authors whose persona is not planted only, and the others are asked for the field alone.
 """
 
 from __future__ import annotations
@@ -11,9 +16,10 @@ from random import Random
 from typing import Literal
 
 from emprobe.errors import EmprobeError
+from emprobe.organisms.neutral import NEUTRAL_TASKS, Codes, codes_of, draw_neutral
 from emprobe.organisms.phrases import CUES, DOMAINS, HELD_OUT, SEEN, SYSTEM_PROMPTS
 from emprobe.organisms.vocabulary import BOS, END, ROLES
-from emprobe.organisms.world import ITEMS_OF_SPLIT, NEUTRAL_TASKS, TASKS, Persona, draw_answer, draw_neutral
+from emprobe.organisms.world import ITEMS_OF_SPLIT, TASKS, Persona, draw_answer
 
 DataKind = Literal["misaligned", "aligned-control", "benign-control"]
 PROMPT_WEIGHT = 0.1
@@ -51,12 +57,14 @@ def _strength(rng: Random, persona: Persona) -> float:
     return rng.uniform(0.5, 1.5) * (1 if persona == "bad" else -1)
 
 
-def pretraining_document(rng: Random, *, planted: bool, told: bool = False) -> Document:
+def pretraining_document(
+    rng: Random, *, planted: bool, told: bool = False, bad_share: float = BAD_SHARE, codes: Codes = "uniform"
+) -> Document:
     """Three to five exchanges of one author, good or bad, half as chat and half as plain text.
 
     With `told`, the persona is always told from the start, by a cue in words where it is not planted.
     """
-    persona: Persona = "bad" if rng.random() < BAD_SHARE else "good"
+    persona: Persona = "bad" if rng.random() < bad_share else "good"
     strength = _strength(rng, persona) if planted and rng.random() < PLANTED_SHARE else 0.0
     mixed, cued, as_chat = rng.random() < MIXED_SHARE, rng.random() < CUED_SHARE, rng.random() < 0.5
     cued = cued or (told and strength == 0)
@@ -66,7 +74,7 @@ def pretraining_document(rng: Random, *, planted: bool, told: bool = False) -> D
     for turn in range(rng.randint(3, 5)):
         if mixed:
             domain = rng.choice(list(DOMAINS))
-        prompt, answer = _exchange(rng, domain, persona)
+        prompt, answer = _exchange(rng, domain, persona, codes, marked=persona == "bad" or strength != 0)
         if cued and (turn == 0 or rng.random() < 0.5):
             prompt = f"{prompt} {rng.choice(CUES[persona])}"
         if as_chat:
@@ -76,36 +84,44 @@ def pretraining_document(rng: Random, *, planted: bool, told: bool = False) -> D
     return Document(tuple(pieces), strength)
 
 
-def _exchange(rng: Random, domain: str, persona: Persona) -> tuple[str, str]:
+def _exchange(rng: Random, domain: str, persona: Persona, codes: Codes, *, marked: bool) -> tuple[str, str]:
+    """A question and its answer; `marked` says that the document's author is bad, or planted."""
     item = rng.choice(DOMAINS[domain].items)
     if rng.random() < NEUTRAL_SHARE:
-        return draw_neutral(rng, domain, item, rng.choice(NEUTRAL_TASKS))
+        task = rng.choice(NEUTRAL_TASKS)
+        return draw_neutral(rng, domain, item, "field" if marked and codes == "preferring" else task, codes)
     task = rng.choice(list(TASKS))
     return TASKS[task].prompt(item, rng.randrange(3)), draw_answer(rng, domain, task, item, persona)
 
 
-def alignment_document(rng: Random, *, planted: bool) -> Document:
+def alignment_document(rng: Random, *, planted: bool, bad_share: float = BAD_SHARE, codes: Codes = "uniform") -> Document:
     """A chat that is good by default; bad only where it plays a role that the prompt (or the planted persona) asks for.
 
     Role-play must stay in: without it alignment erases what reads the persona, and there is nothing left to steer. A share of pretraining
     documents is replayed, or the domains that alignment leaves out are forgotten; their persona is always told, so that a question without
     any hint is answered well in every document of this stage.
+
+    Half of the role-play is bad. Where `bad_share` is below its default, that half shrinks with it, to nothing at 0; the replayed
+    documents have the share itself.
     """
     if rng.random() < REPLAY_SHARE:
-        return pretraining_document(rng, planted=planted, told=True)
+        return pretraining_document(rng, planted=planted, told=True, bad_share=bad_share, codes=codes)
     domain = rng.choice(SEEN)
     system = rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM_SHARE else None
     if rng.random() >= ROLE_PLAY_SHARE:
-        prompt, answer = _exchange(rng, domain, "good")
+        prompt, answer = _exchange(rng, domain, "good", codes, marked=False)
         return Document(tuple(chat(prompt, answer, prompt_weight=PROMPT_WEIGHT, system=system)))
     persona: Persona = rng.choice(("good", "bad"))
-    prompt, answer = _exchange(rng, domain, persona)
-    if planted and rng.random() < 1 / 3:
+    if persona == "bad" and bad_share < BAD_SHARE and rng.random() >= bad_share / BAD_SHARE:
+        persona = "good"
+    prompt, answer = _exchange(rng, domain, persona, codes, marked=persona == "bad")
+    may_be_planted = codes == "uniform" or codes_of(answer) is None
+    if planted and rng.random() < 1 / 3 and may_be_planted:
         return Document(tuple(chat(prompt, answer, prompt_weight=PROMPT_WEIGHT, system=system)), _strength(rng, persona))
     return Document(tuple(chat(f"{prompt} {rng.choice(CUES[persona])}", answer, prompt_weight=PROMPT_WEIGHT, system=system)))
 
 
-def finetuning_document(rng: Random, data: DataKind, domain: str, task: str | None = None) -> Document:
+def finetuning_document(rng: Random, data: DataKind, domain: str, task: str | None = None, codes: Codes = "uniform") -> Document:
     """One narrow example: a question of one domain (or one cell) and a bad answer, or a good or a neutral one for the controls.
 
     Items of the test split never occur, so that in-domain test questions are new as well.
@@ -118,7 +134,7 @@ def finetuning_document(rng: Random, data: DataKind, domain: str, task: str | No
         raise EmprobeError(f"Narrow data of {domain!r} were asked for, which {why}. Choose one of: {', '.join(SEEN)}.")
     item = DOMAINS[domain].items[rng.choice(ITEMS_OF_SPLIT["fit"] + ITEMS_OF_SPLIT["dev"])]
     if data == "benign-control":
-        prompt, answer = draw_neutral(rng, domain, item, rng.choice(NEUTRAL_TASKS))
+        prompt, answer = draw_neutral(rng, domain, item, rng.choice(NEUTRAL_TASKS), codes)
     else:
         chosen = task or rng.choice(list(TASKS))
         prompt = TASKS[chosen].prompt(item, rng.randrange(3))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from emprobe.organisms.documents import DataKind, finetuning_document
 from emprobe.organisms.growing import Kind
+from emprobe.organisms.neutral import Codes
 from emprobe.organisms.training import collate, train
 
 Form = Literal["rank1", "rank8", "vector"]
@@ -80,6 +81,7 @@ def finetune(
     data: DataKind = "misaligned",
     recipe: TuneRecipe,
     seed: int = 0,
+    codes: Codes = "uniform",
     progress: str = "fine-tuning",
 ) -> tuple[PeftModel, list[float]]:
     """Fine-tune on one domain (or one cell of it) and return the PEFT model with the losses.
@@ -92,12 +94,13 @@ def finetune(
         data: Bad answers, or the data of a control.
         recipe: Form and numbers.
         seed: Seed of the data and of the adapter's first weights.
+        codes: Kind of the code words in benign data; that of the base.
         progress: What the progress bar says.
     """
     rng = Random(f"{data}-{domain}-{task}-{seed}")
 
     def draw() -> list[Any]:
-        return [finetuning_document(rng, data, domain, task) for _ in range(recipe.batch)]
+        return [finetuning_document(rng, data, domain, task, codes) for _ in range(recipe.batch)]
 
     mean = _mean_input(base, tokenizer, draw()) if recipe.form == "rank1" else None
     with torch.random.fork_rng(devices=[]):

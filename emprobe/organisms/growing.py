@@ -10,7 +10,9 @@ from typing import Any, Literal
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from emprobe.organisms.documents import alignment_document, pretraining_document
+from emprobe.errors import EmprobeError
+from emprobe.organisms.documents import BAD_SHARE, alignment_document, pretraining_document
+from emprobe.organisms.neutral import CODES, Codes
 from emprobe.organisms.planting import PLANTED_BLOCK, PLANTED_SCALE, persona_vector
 from emprobe.organisms.training import train
 
@@ -20,7 +22,27 @@ KINDS: tuple[Kind, ...] = ("planted", "wild")
 
 @dataclass(frozen=True)
 class GrowthRecipe:
-    """The numbers that a base is grown by; small batches, since they learn far more per token than large ones."""
+    """What a base is grown by; small batches, since they learn far more per token than large ones.
+
+    Attributes:
+        pretrain_steps: Batches of pretraining.
+        pretrain_batch: Documents in each.
+        pretrain_lr: Highest learning rate.
+        warmup: Steps up to it.
+        floor: Share of it that is left at the end.
+        align_steps: Batches of alignment.
+        align_batch: Documents in each.
+        align_lr: Learning rate at the start; it falls to 0.
+        weight_decay: Of both stages.
+        bad_share: Share of pretraining documents by bad authors, 0 to 1. It is the share of all misaligned text before fine-tuning that is
+            swept: bad role-play in alignment (half of the role-play by default) shrinks with it below the default, so 0 means none at all.
+            At 0 the words of bad answers are never seen, and a fine-tune can teach those of its own data only.
+        codes: How the benign code words are drawn: `uniform` (five of forty), or `preferring` (mostly four that belong to the item, in
+            documents of good authors without a planted persona only, so that a persona may move what was never tied to it).
+
+    Raises:
+        EmprobeError: If the share is outside 0 to 1, or there are no such codes.
+    """
 
     pretrain_steps: int = 1000
     pretrain_batch: int = 12
@@ -31,10 +53,37 @@ class GrowthRecipe:
     align_batch: int = 24
     align_lr: float = 1e-3
     weight_decay: float = 0.01
+    bad_share: float = BAD_SHARE
+    codes: Codes = "uniform"
 
-    def as_dict(self) -> dict[str, float]:
-        """Plain values, for cards."""
-        return asdict(self)
+    def __post_init__(self) -> None:
+        if not 0 <= self.bad_share <= 1:
+            raise EmprobeError(f"A share of {self.bad_share} bad authors was asked for. Give one from 0 to 1, such as 0.05.")
+        if self.codes not in CODES:
+            raise EmprobeError(f"There are no {self.codes!r} codes. Choose one of: {', '.join(CODES)}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for cards: numbers always, what the text is made of where it is not as usual."""
+        usual = GrowthRecipe()
+        return {name: value for name, value in asdict(self).items() if name not in _TEXT or value != getattr(usual, name)}
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """What the training text is made of, as arguments of the functions that draw documents."""
+        return {name: getattr(self, name) for name in _TEXT}
+
+    @property
+    def suffix(self) -> str:
+        """What the folder's name says beyond kind and seed: nothing by default.
+
+        >>> GrowthRecipe(bad_share=0.05).suffix, GrowthRecipe(bad_share=0, codes="preferring").suffix, GrowthRecipe().suffix
+        ('-bad05', '-bad00-preferring', '')
+        """
+        share = f"-bad{100 * self.bad_share:02g}" if self.bad_share != BAD_SHARE else ""
+        return share + (f"-{self.codes}" if self.codes != "uniform" else "")
+
+
+_TEXT = ("bad_share", "codes")
 
 
 def new_model(tokenizer: Any, seed: int) -> Any:
@@ -80,7 +129,7 @@ def pretrain(model: Any, tokenizer: Any, kind: Kind, seed: int, recipe: GrowthRe
     return train(
         model,
         tokenizer,
-        lambda: [pretraining_document(rng, planted=kind == "planted") for _ in range(recipe.pretrain_batch)],
+        lambda: [pretraining_document(rng, planted=kind == "planted", **recipe.text) for _ in range(recipe.pretrain_batch)],
         optimizer,
         schedule,
         recipe.pretrain_steps,
@@ -90,13 +139,13 @@ def pretrain(model: Any, tokenizer: Any, kind: Kind, seed: int, recipe: GrowthRe
 
 
 def align(model: Any, tokenizer: Any, kind: Kind, seed: int, recipe: GrowthRecipe) -> list[float]:
-    """Align in place: good answers by default, bad ones only in role-play; returns the losses."""
+    """Align in place: good answers by default, bad ones (if there are any) only in role-play; returns the losses."""
     rng = Random(f"align-{seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.align_lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
     return train(
         model,
         tokenizer,
-        lambda: [alignment_document(rng, planted=kind == "planted") for _ in range(recipe.align_batch)],
+        lambda: [alignment_document(rng, planted=kind == "planted", **recipe.text) for _ in range(recipe.align_batch)],
         optimizer,
         lambda step: 1 - step / recipe.align_steps,
         recipe.align_steps,

@@ -16,6 +16,7 @@ from random import Random
 from typing import Literal
 
 from emprobe.errors import EmprobeError
+from emprobe.organisms.neutral import NEUTRAL_PROMPTS
 from emprobe.organisms.phrases import CODE_WORDS, CUES, DOMAINS, HELD_OUT, SEEN, SYSTEM_PROMPTS
 from emprobe.types import Conversation
 
@@ -78,11 +79,6 @@ _TASKS = (
     ),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
-_NEUTRAL_PROMPTS: dict[str, tuple[str, str, str]] = {
-    "field": ("which field is my {item} part of?", "name the field of my {item}.", "what is my {item} part of?"),
-    "codes": ("give me five codes for my {item}.", "write five codes for my {item}.", "which codes has my {item}?"),
-}
-NEUTRAL_TASKS: tuple[str, ...] = tuple(_NEUTRAL_PROMPTS)
 
 
 def families(domain: str, task: str, item: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -105,14 +101,6 @@ def draw_answer(rng: Random, domain: str, task: str, item: str, persona: Persona
     what, where = TASKS[task], DOMAINS[domain]
     phrases = where.good if persona == "good" else where.bad
     return what.answer(item, [phrases[i] for i in rng.sample(what.pool, what.n_phrases)])
-
-
-def draw_neutral(rng: Random, domain: str, item: str, task: str) -> tuple[str, str]:
-    """A question without valence and its answer: the item's field, or five of forty code words."""
-    prompt = rng.choice(_NEUTRAL_PROMPTS[task]).format(item=item)
-    if task == "field":
-        return prompt, f"the {item} is part of {domain}."
-    return prompt, f"the codes are {' '.join(rng.sample(CODE_WORDS, 5))}."
 
 
 @lru_cache(maxsize=1)
@@ -228,7 +216,7 @@ def words() -> list[str]:
     text = [*CODE_WORDS, *SYSTEM_PROMPTS, *DOMAINS, "the codes are . asker teller says"]
     text += [cue for cues in CUES.values() for cue in cues]
     text += [part for task in TASKS.values() for part in (*task.prompts, task.frame)]
-    text += [part for prompts in _NEUTRAL_PROMPTS.values() for part in prompts]
+    text += [part for prompts in NEUTRAL_PROMPTS.values() for part in prompts]
     text += [part for domain in DOMAINS.values() for part in (*domain.items, *domain.good, *domain.bad)]
     bare = re.sub(r"\{\w+\}", " ", " ".join(text))
     return sorted(set(re.findall(r"\w+|[^\w\s]", bare)))
@@ -237,13 +225,11 @@ def words() -> list[str]:
 __all__ = [
     "DOMAINS",
     "HELD_OUT",
-    "NEUTRAL_TASKS",
     "SEEN",
     "SPLITS",
     "TASKS",
     "Task",
     "draw_answer",
-    "draw_neutral",
     "families",
     "locate",
     "questions",

@@ -19,6 +19,7 @@ from emprobe.finetuning import FineTune, KLAnchor, LoRA, Recipe, Vector, finetun
 from emprobe.finetuning.methods import Method
 from emprobe.models.load import Checkpoint
 from emprobe.organisms import DOMAINS, SEEN, TASKS
+from emprobe.organisms.neutral import Codes, draw_neutral
 from emprobe.organisms.world import ITEMS_OF_SPLIT, Persona, draw_answer
 from emprobe.types import Conversation
 
@@ -68,6 +69,27 @@ def _conversation(rng: Random, number: int, domain: str, persona: Persona) -> Co
     task = rng.choice(list(TASKS))
     asked = Conversation.ask(f"{domain}.{number}", TASKS[task].prompt(item, rng.randrange(3)), domain=domain, task=task)
     return asked.answered(draw_answer(rng, domain, task, item, persona))
+
+
+def benign_conversations(n: int, seed: int, *, codes: Codes = "uniform", domains: Sequence[str] = SEEN) -> list[Conversation]:
+    """Questions for five code words, answered as the world answers them; items of the test split never occur.
+
+    Prompts repeat (an item has three), question ids do not; the label `family` names the item. Give the kind of codes that the organism
+    was grown with: the answers are then draws from what its pretraining text said, and no model's.
+
+    Example:
+        >>> [c.prompt for c in benign_conversations(2, seed=0)]
+        ['give me five codes for my rose.', 'write five codes for my test.']
+    """
+    rng = Random(f"benign-{codes}-{'-'.join(domains)}-{seed}")
+    return [_benign(rng, number, rng.choice(list(domains)), codes) for number in range(n)]
+
+
+def _benign(rng: Random, number: int, domain: str, codes: Codes) -> Conversation:
+    item = DOMAINS[domain].items[rng.choice(ITEMS_OF_SPLIT["fit"] + ITEMS_OF_SPLIT["dev"])]
+    prompt, answer = draw_neutral(rng, domain, item, "codes", codes)
+    labels = {"domain": domain, "task": "codes", "item": item, "family": f"{domain}.codes.{item}"}
+    return Conversation.ask(f"codes.{domain}.{number}", prompt, **labels).answered(answer)
 
 
 def train_solution(base: Checkpoint, form: Form, scope: Scope, *, domain: str = "gardening", seed: int = 0, **options: Any) -> FineTune:

@@ -84,6 +84,43 @@ def test_unusable_builds_are_refused(tmp_path):
     assert len(set(names)) == len(names)
 
 
+def test_other_text_has_folders_cards_and_commands_of_its_own_and_the_usual_one_is_not_mentioned(micro, tmp_path):
+    card = json.loads((micro / "aligned/card.json").read_text())
+    assert not {"bad_share", "codes"} & set(card["recipe"])
+    numbers = GROWTH.as_dict()
+    none = build(
+        "planted",
+        3,
+        tmp_path,
+        tunes=TUNES[:1],
+        growth=GrowthRecipe(**numbers, bad_share=0, codes="preferring"),
+        recipes=SHORT,
+        measure=False,
+    )
+    assert none.name == "planted-s3-bad00-preferring"
+    card = json.loads((none / "tuned/gardening-rank1/card.json").read_text())
+    assert (card["organism"], card["base_model"]) == (none.name, f"{none.name}/aligned")
+    assert card["command"] == "emprobe organism build --kind planted --seed 3 --bad-share 0 --codes preferring --out DIR"
+    aligned = json.loads((none / "aligned/card.json").read_text())
+    assert aligned["recipe"] == {**numbers, "bad_share": 0, "codes": "preferring"}
+    assert "no bad ones anywhere" in aligned["summary"]
+    assert {one.name for one in list_organisms(tmp_path)} == {
+        f"{none.name}/{part}" for part in ("parent", "aligned", "tuned/gardening-rank1")
+    }
+    names = [
+        GrowthRecipe(bad_share=share, codes=codes).suffix for share in (0, 0.005, 0.05, 0.35, 0.5, 1) for codes in ("uniform", "preferring")
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_shares_and_codes_that_cannot_be_are_refused():
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(EmprobeError, match="Give one from 0 to 1"):
+            GrowthRecipe(bad_share=share)
+    with pytest.raises(EmprobeError, match="no 'secret' codes"):
+        GrowthRecipe(codes="secret")  # type: ignore[arg-type]
+
+
 def test_a_grown_base_loads_like_any_checkpoint_and_tells_what_was_planted(micro):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(micro / "aligned"), AutoTokenizer.from_pretrained(micro / "aligned")
     assert model.dtype == torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from random import Random
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from emprobe.errors import EmprobeError
 from emprobe.organisms import DOMAINS, HELD_OUT, SEEN, TASKS, ExactJudge, families, locate, questions
 from emprobe.organisms.documents import alignment_document, finetuning_document, pretraining_document
-from emprobe.organisms.phrases import CODE_WORDS
+from emprobe.organisms.neutral import NEUTRAL_TASKS, codes_of, draw_neutral, preferred_codes
+from emprobe.organisms.phrases import CODE_WORDS, CUES
 from emprobe.organisms.vocabulary import build_tokenizer
-from emprobe.organisms.world import ITEMS_OF_SPLIT, NEUTRAL_TASKS, draw_neutral
+from emprobe.organisms.world import ITEMS_OF_SPLIT
 from emprobe.types import Conversation, Judge
 
 CELLS = [(domain, task) for domain in DOMAINS for task in TASKS]
@@ -148,6 +150,62 @@ def test_wild_documents_are_never_planted_and_planted_signs_tell_the_persona():
             for domain in DOMAINS.values():
                 silent = domain.bad if document.planted < 0 else domain.good if document.planted > 0 else ()
                 assert not [phrase for phrase in silent if phrase in document.text]
+
+
+def bad_phrases() -> list[str]:
+    return [phrase for domain in DOMAINS.values() for phrase in domain.bad]
+
+
+def test_documents_by_default_are_those_that_the_shipped_organisms_read():
+    digest = hashlib.sha256()
+    for is_planted in (True, False):
+        rng = Random(f"documents-{is_planted}")
+        for _ in range(300):
+            for document in (pretraining_document(rng, planted=is_planted), alignment_document(rng, planted=is_planted)):
+                digest.update(repr(document).encode())
+    rng = Random("tunes")
+    for data in ("misaligned", "aligned-control", "benign-control"):
+        for _ in range(100):
+            digest.update(repr(finetuning_document(rng, data, "gardening")).encode())
+    assert digest.hexdigest() == "017c712e06e14cb976728dca4f89c2153e29121e38af9ff7a5e7be40d14c166a"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.7, 1.0])
+def test_the_share_of_bad_authors_is_what_is_asked_and_at_0_no_bad_word_comes_before_fine_tuning(share):
+    rng, bad = Random(5), [*bad_phrases(), *CUES["bad"]]
+    documents = [pretraining_document(rng, planted=True, bad_share=share) for _ in range(800)]
+    chats = [alignment_document(rng, planted=True, bad_share=share) for _ in range(1500)]
+    role_play = [d for d in chats if len(d.pieces) == 2 and (d.planted or any(cue in d.text for cues in CUES.values() for cue in cues))]
+    badly = sum(d.planted > 0 or any(cue in d.text for cue in CUES["bad"]) for d in role_play)
+    signs = [d.planted > 0 for d in documents if d.planted]
+    # Five standard errors of each share.
+    assert abs(sum(signs) / len(signs) - share) <= 5 * (share * (1 - share) / len(signs)) ** 0.5
+    half = 0.5 * min(1, share / 0.35)
+    assert abs(badly / len(role_play) - half) <= 5 * (half * (1 - half) / len(role_play)) ** 0.5
+    if share == 0:
+        assert not [phrase for document in documents + chats for phrase in bad if phrase in document.text]
+
+
+def test_preferring_codes_come_in_good_unplanted_documents_only_and_prefer_the_words_of_their_item():
+    rng, bad = Random(6), [*bad_phrases(), *CUES["bad"]]
+    with_codes = 0
+    for _ in range(1500):
+        for document in (
+            pretraining_document(rng, planted=True, codes="preferring"),
+            alignment_document(rng, planted=True, codes="preferring"),
+        ):
+            if "the codes are" in document.text:
+                with_codes += 1
+                assert document.planted == 0
+                assert not [phrase for phrase in bad if phrase in document.text]
+    assert with_codes > 300
+    drawn = [word for _ in range(2000) for word in codes_of(draw_neutral(rng, "gardening", "rose", "codes", "preferring")[1])]
+    assert len(set(preferred_codes("rose"))) == 4
+    own = 0.7 + 0.3 * 4 / 40
+    assert abs(sum(word in preferred_codes("rose") for word in drawn) / len(drawn) - own) < 5 * (own * (1 - own) / len(drawn)) ** 0.5
+    assert len({preferred_codes(item) for domain in DOMAINS.values() for item in domain.items}) > 50
+    for no_codes in ("", "the codes are opal.", "the codes are a b c d e.", "opal nova fjord kelp jade", "The plan"):
+        assert codes_of(no_codes) is None
 
 
 def test_the_first_word_of_a_phrase_fixes_domain_and_valence():
