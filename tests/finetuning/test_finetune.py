@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(base: Checkpoint, name: str, s
     }
     whole = tune(base, METHODS[name], out=tmp_path / "whole", **options)
     if (child := os.fork()) == 0:
-        import emprobe.finetuning.run as module
+        import emprobe.finetuning.running as module
 
         real = module.save_state
 

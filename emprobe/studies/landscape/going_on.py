@@ -9,8 +9,10 @@ import torch
 
 from emprobe.errors import EmprobeError
 from emprobe.finetuning import Diverged, LoRASolution, Recipe, Solution, VectorSolution
-from emprobe.finetuning.loop import Data, Loop
+from emprobe.finetuning.lengths import Length
+from emprobe.finetuning.loop import Loop
 from emprobe.finetuning.mounting import Mounted
+from emprobe.finetuning.objectives import Answers, Data
 from emprobe.finetuning.rows import Row
 from emprobe.finetuning.step import During, Gradient
 from emprobe.models.load import Checkpoint
@@ -57,7 +59,8 @@ def trained_on(
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(moving, lr=recipe.lr, weight_decay=recipe.weight_decay)
         gradient = Gradient(mounted, During(), recipe.micro_batch or recipe.batch, 0.0)
-        Loop(mounted, gradient, Data(rows), recipe, optimizer, after, lambda step: None, stopped, steps + 1, progress=progress).run()
+        answers = Answers(gradient, Data(rows), recipe)
+        Loop(answers, recipe, Length(steps), optimizer, after, lambda step: None, stopped, steps + 1, progress=progress).run()
     return dict(sorted(kept.items()))
 
 
