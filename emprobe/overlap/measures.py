@@ -91,26 +91,42 @@ def targets_of(b: Side, a_mean: Floats | None) -> Floats:
 
 
 def _of_rows(rows: Floats, image: Floats, weights: Floats | None, mean: Floats | None, mean_image: Floats | None) -> dict[str, Floats]:
-    """Measures of rows about the mean from their coordinates `[..., n, k]` in a basis; weights count rows."""
+    """Means of `row_measures` over rows whose weights count them, and the share of all rows' squared norm that is held."""
     weight = np.ones(len(rows)) if weights is None else weights
+    held = (image**2).sum(axis=-1)
+    found = {"explained_l2": (held * weight).sum(axis=-1) / ((rows**2).sum(axis=1) * weight).sum()}
+    each = row_measures(rows, image, mean, mean_image)
+    return found | {name: (values * weight).sum(axis=-1) / weight.sum() for name, values in each.items()}
+
+
+def row_measures(rows: Floats, image: Floats, mean: Floats | None = None, mean_image: Floats | None = None) -> dict[str, Floats]:
+    """How much of each row a subspace holds, of its own: `projection_fraction` ‖P x‖ / ‖x‖ and `reconstruction_cosine`, `[..., n]`.
+
+    Args:
+        rows: About the mean, if there is one, `[n, d_model]`. One that is nothing but the mean has no direction of its own and counts as
+            not held.
+        image: Their coordinates in an orthonormal basis, or in those of many subspaces, `[..., n, k]`.
+        mean: What was subtracted from the rows; it counts as known in the reconstruction.
+        mean_image: Its coordinates in the same bases, `[..., k]`.
+
+    Source: arXiv 2606.20814, comparison of training and evaluation deltas.
+
+    Example:
+        >>> found = row_measures(np.array([[3.0, 4.0]]), np.array([[3.0]]))
+        >>> found["projection_fraction"].tolist()
+        [0.6]
+    """
     squared = (rows**2).sum(axis=1)
     held = (image**2).sum(axis=-1)
-    # A row that is nothing but the mean has no direction of its own and counts as not held.
     fraction = np.sqrt(np.clip(held / np.where(squared > 0, squared, 1.0), 0.0, 1.0))
-    found = {
-        "explained_l2": (held * weight).sum(axis=-1) / (squared * weight).sum(),
-        "projection_fraction": (fraction * weight).sum(axis=-1) / weight.sum(),
-    }
     if mean is None or mean_image is None:
-        found["reconstruction_cosine"] = found["projection_fraction"]
-        return found
+        return {"projection_fraction": fraction, "reconstruction_cosine": fraction}
     along = rows @ mean
     rebuilt_along = (image @ mean_image[..., None])[..., 0]
     size = float(mean @ mean)
     inner = size + along + rebuilt_along + held
     norms = np.sqrt(np.maximum((size + 2 * rebuilt_along + held) * (size + 2 * along + squared), 1e-300))
-    found["reconstruction_cosine"] = (np.clip(inner / norms, -1.0, 1.0) * weight).sum(axis=-1) / weight.sum()
-    return found
+    return {"projection_fraction": fraction, "reconstruction_cosine": np.clip(inner / norms, -1.0, 1.0)}
 
 
 def mahalanobis(rows: Floats, basis: Floats, variances: Floats, mean: Floats | None) -> Floats:
