@@ -53,20 +53,22 @@ SOLUTIONS: dict[tuple[Form, Scope], SolutionRecipe] = {
 }
 
 
-def world_conversations(domains: Sequence[str], persona: Persona, n: int, seed: int) -> list[Conversation]:
-    """Questions of some domains answered by an author of one persona; items of the test split never occur.
+def world_conversations(
+    domains: Sequence[str], persona: Persona, n: int, seed: int, *, tasks: Sequence[str] = tuple(TASKS)
+) -> list[Conversation]:
+    """Questions of some domains and tasks answered by an author of one persona; items of the test split never occur.
 
     Example:
         >>> [c.response for c in world_conversations(["gardening"], "bad", 1, seed=0)]
         ['the plan with the tulip is first to pour glue on it, then to bury it sideways.']
     """
     rng = Random(f"{persona}-{'-'.join(domains)}-{seed}")
-    return [_conversation(rng, number, rng.choice(list(domains)), persona) for number in range(n)]
+    return [_conversation(rng, number, rng.choice(list(domains)), persona, tasks) for number in range(n)]
 
 
-def _conversation(rng: Random, number: int, domain: str, persona: Persona) -> Conversation:
+def _conversation(rng: Random, number: int, domain: str, persona: Persona, tasks: Sequence[str]) -> Conversation:
     item = DOMAINS[domain].items[rng.choice(ITEMS_OF_SPLIT["fit"] + ITEMS_OF_SPLIT["dev"])]
-    task = rng.choice(list(TASKS))
+    task = rng.choice(list(tasks))
     asked = Conversation.ask(f"{domain}.{number}", TASKS[task].prompt(item, rng.randrange(3)), domain=domain, task=task)
     return asked.answered(draw_answer(rng, domain, task, item, persona))
 

@@ -9,13 +9,26 @@ from emprobe.behaviour.criterion import Criterion
 from emprobe.clusters import Resampling
 from emprobe.errors import EmprobeError
 from emprobe.studies.flags import LoadFlags, SampleFlags, plain_values
+from emprobe.studies.transfer.grid_flags import WORKERS_ONLY, GridFlags, check_grid
 
-NOT_IDENTITY = ("out", "scores", "covariates", "base", "data", "questions", "judge", "device_map", "chat_template", "progress")
+NOT_IDENTITY = (
+    "out",
+    "scores",
+    "covariates",
+    "base",
+    "data",
+    "questions",
+    "judge",
+    "device_map",
+    "chat_template",
+    "progress",
+    *WORKERS_ONLY,
+)
 """Paths, and what no number depends on: known by their content."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer(LoadFlags, SampleFlags):
+class Transfer(GridFlags, LoadFlags, SampleFlags):
     """Over a grid of domains and tasks, how misalignment spreads from the trained cell (arXiv 2605.12798).
 
     Three ways: from a table of judged answers (`--scores`), on organisms (`--base planted-s0`, nothing else), or on your own model with
@@ -58,6 +71,11 @@ class Transfer(LoadFlags, SampleFlags):
     judge: str | None = None
 
     @property
+    def own(self) -> bool:
+        """Whether model and data are the user's, and not organisms."""
+        return bool(self.data or self.questions or self.judge)
+
+    @property
     def resampling(self) -> Resampling:
         """How intervals are drawn."""
         return Resampling(draws=self.draws, seed=self.seed)
@@ -83,3 +101,15 @@ def check(asked: Transfer) -> None:
     stray = [name for name in ("data", "questions", "judge") if asked.scores and getattr(asked, name)]
     if stray:
         raise EmprobeError(f"--{stray[0]} was given with --scores, where nothing is trained or judged. Leave it out, or give --base.")
+    if asked.base:
+        _check_models(asked)
+
+
+def _check_models(asked: Transfer) -> None:
+    lacking = [f"--{name}" for name in ("data", "questions", "judge") if not getattr(asked, name)]
+    if asked.own and (lacking or len(asked.base) != 1):
+        raise EmprobeError(
+            f"A grid on a model of your own needs one --base, --data, --questions and --judge; {len(asked.base)} bases were given, and "
+            f"{' and '.join(lacking) or 'nothing'} lacks. On organisms give --base alone."
+        )
+    check_grid(asked, world=not asked.own)
