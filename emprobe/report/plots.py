@@ -1,5 +1,6 @@
 """Every figure of the package: `draw_x(result, *, ax=None)` takes the record of a command and returns the Axes it drew on."""
 
+from emprobe.report.digits_plots import draw_ghosts
 from emprobe.report.landscape_plots import (
     draw_efficiency,
     draw_scaling,
@@ -19,6 +20,7 @@ __all__ = [
     "draw_detection",
     "draw_dose_response",
     "draw_efficiency",
+    "draw_ghosts",
     "draw_nulls",
     "draw_overlap",
     "draw_panel",
