@@ -200,6 +200,17 @@ class Draws:
             return replace(own, clusters=1, method=f"one cluster only, its rows taken as independent: {own.method}")
         return replace(own, intervals=found)
 
+    def percentiles(self, statistic: Statistic, name: str) -> tuple[float, float]:
+        """Plain percentiles of the draws over one clustering, as papers give them: with a dozen clusters, too narrow.
+
+        In simulations of a ratio of two rates over 12 clusters, 87 to 92 % of such 95 % intervals held the truth, and 92 to 96 % of
+        those that `estimate` gives.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = statistic(self._drawn[name])
+        low, high = np.quantile(found[np.isfinite(found)], [0.5 - self.how.level / 2, 0.5 + self.how.level / 2])
+        return float(low), float(high)
+
     # ---- one clustering, and two
 
     @cached_property

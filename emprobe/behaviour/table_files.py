@@ -36,7 +36,7 @@ def load_table(path: Path | str, *, rename: Mapping[str, str] | None = None, nam
         EmprobeError: If the file cannot be read or lacks a column, a score is no number or outside 0..100, a status is unknown, a row
             marked ok has no score, a question has no id, or an answer occurs twice.
     """
-    frame = _renamed(_read(Path(path)), rename or {}, str(path))
+    frame = _renamed(read_frame(Path(path)), rename or {}, str(path))
     if not len(frame):
         raise EmprobeError(f"{path} has no rows: nothing can be said of nothing.")
     lacking = [name for name in NEEDED if name not in frame.columns]
@@ -83,7 +83,12 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_frame(path: Path) -> pd.DataFrame:
+    """A table as it stands in a file: .parquet, .csv, .tsv, .jsonl or .json.
+
+    Raises:
+        EmprobeError: If it is no file, of another kind, or cannot be read.
+    """
     import pandas as pd
 
     readers: Mapping[str, Any] = {
