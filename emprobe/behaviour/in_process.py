@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +10,15 @@ from typing import Any
 import numpy as np
 
 from emprobe.behaviour.sampling import Row, Sampling
-from emprobe.errors import EmprobeError
 from emprobe.files import content_hash
 from emprobe.interventions.stepping import Batch, sample_ids, sampling_batches
 from emprobe.models.chat import encode_all
 from emprobe.models.decoding import stop_ids
 from emprobe.models.drawing import uniforms_of
 from emprobe.models.load import Checkpoint
-from emprobe.models.reach import lengths_of, most_tokens
+from emprobe.models.reach import check_room
 from emprobe.types import Conversation
 
-logger = logging.getLogger(__name__)
 Entering = Callable[[list[int]], None]
 """Told which rows the forward passes that come next hold, in order."""
 
@@ -106,23 +103,13 @@ def prompts_of(checkpoint: Checkpoint, questions: Sequence[Conversation], max_ne
     """Token ids of each prompt, by question id.
 
     Raises:
-        EmprobeError: If one cannot be rendered, or leaves no room for an answer; where positions are learned, for the whole answer that it
-            may get. Elsewhere most answers end long before their limit, so that is told and not refused.
+        EmprobeError: If one cannot be rendered, or as `check_room`.
     """
     by_id = {question.question_id: question for question in questions}
     encoded = encode_all(checkpoint.tokenizer, list(by_id.values()))
     prompts = {name: row.ids for name, row in zip(by_id, encoded, strict=True)}
-    most, why = most_tokens(checkpoint.hf)
     name, ids = max(prompts.items(), key=lambda item: len(item[1]))
-    if most is None or len(ids) + max_new_tokens <= most:
-        return prompts
-    words = (
-        f"Question {name!r} has {len(ids)} tokens and its answer may have {max_new_tokens}, and {checkpoint.name!r} takes {most} in "
-        f"all: {why}. Shorten it, or give fewer max_new_tokens."
-    )
-    if len(ids) >= most or lengths_of(checkpoint.hf).longest is not None:
-        raise EmprobeError(words)
-    logger.warning("%s", words)
+    check_room(checkpoint, name, len(ids), max_new_tokens)
     return prompts
 
 

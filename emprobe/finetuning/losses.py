@@ -1,4 +1,4 @@
-"""Cross-entropy and KL(base ‖ adapted) from hidden states, a few tokens at a time, so that no whole batch of logits is ever held.
+"""Cross-entropy and KL to a second model from hidden states, a few tokens at a time, so that no whole batch of logits is ever held.
 
 The gradient of each chunk of logits is taken at once and added up in the hidden states; one backward pass of the decoder follows.
 """
@@ -18,6 +18,9 @@ from emprobe.finetuning.rows import Batch
 from emprobe.models.blocks import decoder_of, probe_ids
 
 Head = Callable[[Tensor], Tensor]
+Kind = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+"""Of log-probabilities p of the base and q of the adapted model, at these of the tokens: a divergence of each token, and the gradient of
+what is minimised with respect to the logits of q. It may overwrite both."""
 LOGITS_AT_ONCE = 2**21
 """Entries of a chunk of logits (8 MB in float32), of which a handful are held at a time."""
 LOWEST_KL = -1e-6
@@ -70,15 +73,18 @@ def cross_entropies(hidden: Tensor, targets: Tensor, head: Head, weight: float |
     return torch.cat(found)
 
 
-def divergences(hidden: Tensor, base: Tensor, head: Head, base_head: Head, weight: float | None = None) -> Float[Tensor, " tokens"]:
-    """KL(base ‖ adapted) of each token in nats, float32, at least 0 but for rounding.
+def divergences(
+    hidden: Tensor, base: Tensor, head: Head, base_head: Head, weight: float | None = None, *, kind: Kind | None = None
+) -> Float[Tensor, " tokens"]:
+    """KL(base ‖ adapted) of each token in nats, float32, at least 0 but for rounding; or another divergence of the two.
 
     Args:
         hidden: The adapted model's hidden states.
-        base: The base's, of the same tokens.
+        base: The base's (or another model's), of the same tokens.
         head: Makes the adapted model's logits.
         base_head: Makes the base's.
         weight: If given, the gradient of weight · sum is left in the parameters.
+        kind: Which divergence; `None` is `kl_and_gradient`.
 
     Raises:
         EmprobeError: If a token's KL is below -1e-6, which no two distributions have.
@@ -88,7 +94,8 @@ def divergences(hidden: Tensor, base: Tensor, head: Head, base_head: Head, weigh
     for part in _chunks(leaf, head):
         logits = head(leaf[part]).float()
         with torch.no_grad():
-            kl, gradient = kl_and_gradient(base_head(base[part]).float().log_softmax(-1), logits.log_softmax(-1))
+            log_p, log_q = base_head(base[part]).float().log_softmax(-1).to(logits.device), logits.log_softmax(-1)
+            kl, gradient = kl_and_gradient(log_p, log_q) if kind is None else kind(log_p, log_q, part)
             found.append(kl)
         if weight is not None:
             logits.backward(gradient.mul_(weight))  # type: ignore[no-untyped-call]
@@ -123,6 +130,28 @@ def kl_and_gradient(
         # A token that the base cannot say adds nothing, whatever the adapted model does with it.
         kl = torch.linalg.vecdot(p, difference.masked_fill(p == 0, 0.0))
     return kl + gradient.sum(-1), gradient
+
+
+def reverse_kl_and_gradient(
+    log_p: Float[Tensor, "*shape d_vocab"], log_q: Float[Tensor, "*shape d_vocab"]
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape d_vocab"]]:
+    """KL(q ‖ p) in nats, and its gradient with respect to the logits of q, which is q (log q - log p - KL); both are overwritten.
+
+    It is infinite where q can say what p cannot.
+
+    Example:
+        >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+        >>> kl, gradient = reverse_kl_and_gradient(p.log(), q.log())
+        >>> round(float(kl), 4), [round(float(g), 4) for g in gradient]  # .25 log .5 + .75 log 1.5; .25 · .75 · log(.5 / 1.5) and back
+        (0.1308, [-0.206, 0.206])
+    """
+    q, p = log_q.exp(), log_p.exp()
+    difference = log_q.sub_(log_p)
+    if bool((q == 0).any()):
+        difference = difference.masked_fill_(q == 0, 0.0)
+    plain = torch.linalg.vecdot(q, difference)
+    gradient = difference.sub_((plain / q.sum(-1)).unsqueeze(-1)).mul_(q)
+    return plain + p.sub_(q).sum(-1), gradient
 
 
 def check_kl(kl: Tensor) -> None:

@@ -53,7 +53,9 @@ def response_loss(checkpoint: Checkpoint, rows: Sequence[Row], *, token_budget: 
     """
     with checkpoint.active() as model, torch.no_grad():
         head = head_of(model)
-        return _summed(rows, checkpoint, token_budget, lambda batch: cross_entropies(hidden_at_targets(model, batch), batch.targets, head))
+        return summed(
+            rows, checkpoint, token_budget, lambda batch: [cross_entropies(hidden_at_targets(model, batch), batch.targets, head)]
+        )[0]
 
 
 def kl_to_base(base: Checkpoint, solution: Solution, rows: Sequence[Row], *, token_budget: int = TOKENS_AT_ONCE) -> PerRow:
@@ -69,24 +71,37 @@ def kl_to_base(base: Checkpoint, solution: Solution, rows: Sequence[Row], *, tok
 def mounted_kl(mounted: Mounted, rows: Sequence[Row], *, token_budget: int = TOKENS_AT_ONCE) -> PerRow:
     """As `kl_to_base`, of what is mounted already."""
 
-    def found(batch: Batch) -> Tensor:
+    def found(batch: Batch) -> list[Tensor]:
         with mounted.base() as model:
             base = hidden_at_targets(model, batch)
         with mounted.tuned.active() as model:
-            return divergences(hidden_at_targets(model, batch), base, mounted.head, mounted.base_head)
+            return [divergences(hidden_at_targets(model, batch), base, mounted.head, mounted.base_head)]
 
     with torch.no_grad():
-        return _summed(rows, mounted.tuned, token_budget, found)
+        return summed(rows, mounted.tuned, token_budget, found)[0]
 
 
-def _summed(rows: Sequence[Row], checkpoint: Checkpoint, budget: int, of: Callable[[Batch], Tensor]) -> PerRow:
+def summed(rows: Sequence[Row], checkpoint: Checkpoint, token_budget: int, of: Callable[[Batch], Sequence[Tensor]]) -> list[PerRow]:
+    """Quantities of the tokens that count, added up row by row.
+
+    Args:
+        rows: In any order; they are batched by length.
+        checkpoint: Whose device and padding a batch has.
+        token_budget: Padded tokens per batch.
+        of: From a batch to each quantity of its tokens.
+
+    Raises:
+        EmprobeError: No rows.
+    """
     if not rows:
         raise EmprobeError("A loss was asked for of no rows. Give at least one.")
-    sums = np.zeros(len(rows))
+    sums: list[NDArray[np.float64]] = []
     tokens = np.array([len(row.predicted) for row in rows], dtype=np.int64)
     pad_id: Any = pad_id_of(checkpoint.tokenizer)
-    for numbers in plan_batches([len(row.ids) for row in rows], budget):
-        values = of(Batch.of([rows[n] for n in numbers], pad_id, checkpoint.device)).double().cpu().numpy()
+    for numbers in plan_batches([len(row.ids) for row in rows], token_budget):
+        values = of(Batch.of([rows[n] for n in numbers], pad_id, checkpoint.device))
+        sums = sums or [np.zeros(len(rows)) for _ in values]
         ends = np.cumsum(tokens[numbers])
-        sums[numbers] = [part.sum() for part in np.split(values, ends[:-1])]
-    return PerRow(sums, tokens)
+        for total, value in zip(sums, values, strict=True):
+            total[numbers] = [part.sum() for part in np.split(value.double().cpu().numpy(), ends[:-1])]
+    return [PerRow(total, tokens) for total in sums]

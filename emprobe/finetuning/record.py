@@ -13,7 +13,8 @@ from emprobe.errors import EmprobeError
 from emprobe.files import atomic_path, read_json
 from emprobe.finetuning.solution import Solution, load_solution
 
-COLUMNS = ("step", "loss", "kl", "lr", "gradient_norm", "eval_loss", "eval_kl")
+BOOKS = ("tokens", "sequences", "change_norm", "eval_forward_kl", "eval_reverse_kl", "stop_rate", "empty_rate", "length")
+COLUMNS = ("step", "loss", "kl", "lr", "gradient_norm", "eval_loss", "eval_kl", *BOOKS)
 CARD, CURVE, FOUND, ALONG = "finetune.json", "history.parquet", "solution", "checkpoints"
 
 
@@ -24,7 +25,7 @@ class FineTune:
     Attributes:
         solution: What was found; `solution.applied(base)` puts it on.
         history: One row per update: `step`, `loss` (nats per response token, before the update), `kl` (nats per token, where there is an
-            anchor), `lr`, `gradient_norm`, and where it was evaluated `eval_loss`, `eval_kl`.
+            anchor), `lr`, `gradient_norm`, and where it was evaluated `eval_loss`, `eval_kl`; what distillation adds, see `distill`.
         settings: Base, method, recipe, what counted, what was done during training, hashes of the data.
         steps: Updates after which it was kept along the way.
         folder: Where it lies; `None` if in memory only.

@@ -40,12 +40,14 @@ class Batch:
         mask: 1 on real tokens.
         predicted: True on the tokens that count.
         prompt_lengths: Real tokens of each row's prompt.
+        rows: What they were made of, in order.
     """
 
     ids: Int[Tensor, "batch pos"]
     mask: Int[Tensor, "batch pos"]
     predicted: Bool[Tensor, "batch pos"]
     prompt_lengths: Int[Tensor, " batch"]
+    rows: tuple[Row, ...]
 
     @classmethod
     def of(cls, rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
@@ -55,7 +57,11 @@ class Batch:
         for index, row in enumerate(rows):
             predicted[index, list(row.predicted)] = True
         lengths = torch.tensor([row.n_prompt for row in rows])
-        return cls(ids.to(device), mask.to(device), predicted.to(device), lengths)
+        return cls(ids.to(device), mask.to(device), predicted.to(device), lengths, tuple(rows))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device), predicted=self.predicted.to(device))
 
     @property
     def targets(self) -> Int[Tensor, " tokens"]:

@@ -20,6 +20,7 @@ from emprobe.finetuning.sharing import recorded, skipped
 from emprobe.interventions import Plan, intervene
 from emprobe.interventions.edit import Place
 from emprobe.interventions.places import Hooked
+from emprobe.models.load import Checkpoint
 from emprobe.models.sites import taps_of
 
 
@@ -65,11 +66,7 @@ class Gradient:
         return loss, kl
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[Batch, int]]:
-        """Micro-batches of similar lengths, each with the number of tokens that count in the whole update."""
-        tokens, checkpoint = sum(len(row.predicted) for row in rows), self.mounted.tuned
-        ordered = sorted(rows, key=lambda row: -len(row.ids))
-        for start in range(0, len(rows), self.micro):
-            yield Batch.of(ordered[start : start + self.micro], pad_id_of(checkpoint.tokenizer), checkpoint.device), tokens
+        yield from micro_batches(self.mounted.tuned, rows, self.micro)
 
     def _answers(self, model: Any, batch: Batch, tokens: int) -> float:
         with ExitStack() as stack:
@@ -110,6 +107,14 @@ class Gradient:
             for place, vectors in places.items():
                 hooked.write(place, _Holding(seen[place], torch.stack(vectors)))
             yield
+
+
+def micro_batches(checkpoint: Checkpoint, rows: Sequence[Row], size: int) -> Iterator[tuple[Batch, int]]:
+    """Micro-batches of similar lengths, each with the number of tokens that count in the whole update."""
+    tokens = sum(len(row.predicted) for row in rows)
+    ordered = sorted(rows, key=lambda row: -len(row.ids))
+    for start in range(0, len(rows), size):
+        yield Batch.of(ordered[start : start + size], pad_id_of(checkpoint.tokenizer), checkpoint.device), tokens
 
 
 class _Holding:

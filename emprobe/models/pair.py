@@ -87,8 +87,8 @@ def check_pair(pair: CheckpointPair) -> None:
     _check_parameters(pair)
 
 
-def check_tokenizers(pair: CheckpointPair) -> None:
-    """Refuse tokenizers that would give one text two readings.
+def check_tokenizers(pair: CheckpointPair, names: tuple[str, str] = ("base", "tuned")) -> None:
+    """Refuse tokenizers that would give one text two readings; messages call the two by these names.
 
     Raises:
         MismatchError: If a token has another id, or the chat templates differ.
@@ -97,13 +97,14 @@ def check_tokenizers(pair: CheckpointPair) -> None:
     if left != right:
         token = min(t for t in left.keys() | right.keys() if left.get(t) != right.get(t))
         raise MismatchError(
-            f"The vocabularies of base and tuned differ ({len(left)} and {len(right)} tokens; first difference: {token!r} is id "
-            f"{left.get(token)} in base and {right.get(token)} in tuned). The same text would be other tokens; give matching tokenizers."
+            f"The vocabularies of {' and '.join(names)} differ ({len(left)} and {len(right)} tokens; first difference: {token!r} is id "
+            f"{left.get(token)} in {names[0]} and {right.get(token)} in {names[1]}). The same text would be other tokens; give matching "
+            "tokenizers."
         )
     templates = [c.tokenizer.chat_template for c in (pair.base, pair.tuned)]
     if templates[0] != templates[1]:
         raise MismatchError(
-            "The chat templates of base and tuned differ, so one prompt would be rendered in two ways. "
+            f"The chat templates of {' and '.join(names)} differ, so one prompt would be rendered in two ways. "
             "Copy one tokenizer over the other, or pass chat_template= (--chat-template FILE) for both."
         )
 

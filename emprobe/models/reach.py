@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,8 +11,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from emprobe.errors import EmprobeError
 from emprobe.models.blocks import blocks_of, decoder_of, probe_ids
 from emprobe.models.proof import HALF_TOLERANCE, TOLERANCES, unhooked
+
+logger = logging.getLogger(__name__)
 
 MOST_OFFSET = 8
 """By how many rows a table of positions may be longer than there are positions (OPT's has two more)."""
@@ -92,6 +96,32 @@ def most_tokens(model: Any) -> tuple[int | None, str]:
     if lengths.longest is not None:
         return lengths.longest, lengths.why
     return getattr(model.config.get_text_config(), "max_position_embeddings", None), "its configuration says that it was made for no more"
+
+
+def check_room(checkpoint: Any, question: str, tokens: int, more: int) -> None:
+    """Refuse a prompt that leaves no room for an answer; where positions are learned, for the whole answer that it may get.
+
+    Elsewhere most answers end long before their limit, so that is told and not refused.
+
+    Args:
+        checkpoint: Who answers.
+        question: Id of the question.
+        tokens: Of its prompt.
+        more: Tokens that the answer may have.
+
+    Raises:
+        EmprobeError: Names the question and the model's limit.
+    """
+    most, why = most_tokens(checkpoint.hf)
+    if most is None or tokens + more <= most:
+        return
+    words = (
+        f"Question {question!r} has {tokens} tokens and its answer may have {more}, and {checkpoint.name!r} takes {most} in "
+        f"all: {why}. Shorten it, or give fewer max_new_tokens."
+    )
+    if tokens >= most or lengths_of(checkpoint.hf).longest is not None:
+        raise EmprobeError(words)
+    logger.warning("%s", words)
 
 
 def _ropes(config: Any) -> Iterator[dict[str, Any]]:
