@@ -26,6 +26,8 @@ from emprobe.commands.panel import run_panel_command
 from emprobe.commands.rates import RatesCommand, run_rates
 from emprobe.commands.readout import ReadoutCommand, run_readout
 from emprobe.commands.search import Search, run_search
+from emprobe.commands.shifts import run_shifts_command
+from emprobe.commands.transfer import run_transfer_command
 from emprobe.commands.verify import Verify, run_verify
 from emprobe.errors import EmprobeError, InterventionDidNotFire, MissingExtraError
 from emprobe.organisms import list_organisms, organisms_folder, questions
@@ -38,6 +40,8 @@ from emprobe.studies.given import PanelJob
 from emprobe.studies.job import Job, run_job
 from emprobe.studies.landscape.settings import Landscape
 from emprobe.studies.reference import Reference, run_reference
+from emprobe.studies.shifts.settings import Shifts
+from emprobe.studies.transfer.settings import Transfer
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,15 @@ class StudyList:
 class StudyCommand:
     """Studies: one question of a paper each, on organisms or on your own checkpoints."""
 
-    action: Annotated[Landscape, tyro.conf.subcommand("landscape")] | Annotated[StudyList, tyro.conf.subcommand("list")]
+    action: (
+        Annotated[Landscape, tyro.conf.subcommand("landscape")]
+        | Annotated[Transfer, tyro.conf.subcommand("transfer")]
+        | Annotated[Shifts, tyro.conf.subcommand("shifts")]
+        | Annotated[StudyList, tyro.conf.subcommand("list")]
+    )
 
 
-STUDIES: dict[str, type] = {"landscape": Landscape}
+STUDIES: dict[str, type] = {"landscape": Landscape, "transfer": Transfer, "shifts": Shifts}
 
 
 def _say(*lines: str) -> None:
@@ -190,7 +199,9 @@ STAGES: dict[type, Any] = {
     ReadoutCommand: run_readout,
     RatesCommand: run_rates,
     Search: run_search,
+    Transfer: run_transfer_command,
     Landscape: run_landscape_command,
+    Shifts: run_shifts_command,
 }
 """Commands of one stage, which return the lines to print."""
 ACTIONS: dict[type, Any] = {

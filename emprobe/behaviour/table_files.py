@@ -79,6 +79,21 @@ def choose(table: ScoreTable, wishes: Sequence[str]) -> ScoreTable:
     return table.take(kept) if wishes else table
 
 
+def renames(wishes: Sequence[str]) -> dict[str, str]:
+    """By our name, the file's own, of OURS=THEIRS.
+
+    Raises:
+        EmprobeError: If one is not of that form.
+    """
+    found = {}
+    for wish in wishes:
+        ours, sign, theirs = wish.partition("=")
+        if not sign or not ours or not theirs:
+            raise EmprobeError(f"The column {wish!r} was given; write OURS=THEIRS, such as alignment=aligned.")
+        found[ours] = theirs
+    return found
+
+
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
 

@@ -13,9 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from emprobe.behaviour.criterion import Criterion, Denominator
 from emprobe.behaviour.rate_table import RateTable, columns_of_words, rate_table
 from emprobe.behaviour.sensitivity import coherence_rule
-from emprobe.behaviour.table_files import choose, load_table
+from emprobe.behaviour.table_files import choose, load_table, renames
 from emprobe.clusters import Resampling
-from emprobe.errors import EmprobeError
 from emprobe.files import atomic_path, file_hash, write_json, write_text
 from emprobe.report.rate_plots import rates_figure
 from emprobe.studies.folder import claim_folder
@@ -82,7 +81,7 @@ def run_rates(command: RatesCommand) -> list[str]:
     """
     criterion = _criterion(command)
     named = [part for name in (*command.by, *command.cluster) for part in name.split("+")]
-    table = load_table(command.file, rename=_renamed(command.columns), naming=named)
+    table = load_table(command.file, rename=renames(command.columns), naming=named)
     chosen = choose(table, command.where)
     how = Resampling(command.level, command.draws, command.seed)
     found = rate_table(chosen, command.by, criterion, cluster=command.cluster, ratio_to=command.ratio_to, how=how)
@@ -151,16 +150,6 @@ def _criterion(command: RatesCommand) -> Criterion:
     if command.inclusive:
         criterion = replace(criterion, strict=False, strict_coherence=False)
     return criterion if command.denominator is None else criterion.of(command.denominator)
-
-
-def _renamed(wishes: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for wish in wishes:
-        ours, sign, theirs = wish.partition("=")
-        if not sign or not ours or not theirs:
-            raise EmprobeError(f"The column {wish!r} was given; write OURS=THEIRS, such as alignment=aligned.")
-        found[ours] = theirs
-    return found
 
 
 def _card(result: Mapping[str, Any], lines: list[str]) -> str:

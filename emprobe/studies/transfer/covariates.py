@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,12 @@ from emprobe.errors import EmprobeError
 from emprobe.stats import null_of
 from emprobe.studies.transfer.cell_rates import ASKED, TRAINED
 from emprobe.studies.transfer.covariate_tables import Units
+from emprobe.studies.transfer.exchange import Exchange, Level
 from emprobe.studies.transfer.matching import FEWEST, match
 from emprobe.studies.transfer.slopes import slope
 from emprobe.types import Estimate
 
 Floats = NDArray[np.float64]
-Level = Literal["prompt", "cell", "pair"]
 ALONE, MAIN, MATCHED, MATCHED_MAIN, MATCHED_SAME = "alone", "main_effects", "matched", "matched_main_effects", "matched_main_and_same"
 SHOWN = 20
 """Dropped prompts that are named."""
@@ -170,9 +170,11 @@ def _null(
     basis = np.linalg.svd(held * root[:, None], full_matrices=False)
     q = basis[0][:, basis[1] > basis[1][0] * 1e-9]
     left = y * root - q @ (q.T @ (y * root))
-    rng, drawn = np.random.default_rng(seed), []
+    # What is held explains part of x, and of no exchanged x: only the rest of it is exchanged, so that both vary alike.
+    x = x - (q @ (q.T @ (x * root))) / root
+    rng, drawn, exchange = np.random.default_rng(seed), [], Exchange(frame, level, strata)
     for start in range(0, permutations, BATCH):
-        given = [exchanged(frame, x, level, strata, rng) for _ in range(min(BATCH, permutations - start))]
+        given = [exchange.draw(x, rng) for _ in range(min(BATCH, permutations - start))]
         if any(one is None for one in given):
             return None
         columns = np.stack([one for one in given if one is not None], axis=1) * root[:, None]
@@ -181,39 +183,3 @@ def _null(
     null = np.concatenate(drawn)
     two_sided = null_of("values of other prompts or cells", abs(found.value), np.abs(null)).as_dict()
     return {**two_sided, "mean": float(null.mean()), "low": float(np.quantile(null, 0.025)), "high": float(np.quantile(null, 0.975))}
-
-
-def exchanged(frame: pd.DataFrame, x: Floats, level: Level, strata: NDArray[np.int64], rng: np.random.Generator) -> Floats | None:
-    """The covariate with its values exchanged, alike in every replicate.
-
-    Prompts: means of families are exchanged among families of one stratum, so that paraphrases stay together. Trained cells: their
-    values are exchanged; pairs: whole rows, so that a prompt keeps its values and gets them from other trained cells.
-    `None` where a trained cell lacks what it would give.
-    """
-    replicate = frame["replicate"].to_numpy()
-    if level == "prompt":
-        prompt = frame["prompt"].to_numpy()
-        return _by_prompt(x, prompt, replicate, strata, rng)
-    cell = frame["cell"].to_numpy()
-    to = rng.permutation(int(cell.max()) + 1)
-    question = np.zeros(len(x), dtype=np.int64) if level == "cell" else pd.factorize(frame["question_id"])[0]
-    table = np.full((int(replicate.max()) + 1, len(to), int(question.max()) + 1), np.nan)
-    table[replicate, cell, question] = x
-    given = table[replicate, to[cell], question]
-    return None if np.isnan(given).any() else np.asarray(given)
-
-
-def _by_prompt(
-    x: Floats, prompt: NDArray[np.int64], replicate: NDArray[np.int64], strata: NDArray[np.int64], rng: np.random.Generator
-) -> Floats:
-    """Family means exchanged within strata; what differs within a family stays where it is."""
-    k, places = int(prompt.max()) + 1, replicate * (int(prompt.max()) + 1) + prompt
-    counts = np.maximum(np.bincount(places, minlength=(int(replicate.max()) + 1) * k), 1)
-    means = (np.bincount(places, x, len(counts)) / counts).reshape(-1, k)
-    # A family's stratum is its commonest; replicates may differ in it.
-    own = np.array([np.bincount(strata[prompt == one]).argmax() if (prompt == one).any() else -1 for one in range(k)])
-    to = np.arange(k)
-    for stratum in np.unique(own[own >= 0]):
-        members = np.flatnonzero(own == stratum)
-        to[members] = rng.permutation(members)
-    return np.asarray(x - means[replicate, prompt] + means[replicate, to[prompt]])

@@ -15,6 +15,7 @@ from emprobe.studies.transfer.judged import RELATIONS
 from emprobe.types import Estimate
 
 REFERENCE, TASKS = RELATIONS[0], "tasks"
+DIFFERENCES = (("same_task", "same_domain"), ("same_task", "neither"), ("same_domain", "neither"))
 
 
 def over_cells(estimate: Estimate | None) -> dict[str, Any] | None:
@@ -68,24 +69,18 @@ def rate_of(one: GroupRates) -> dict[str, Any]:
     }
 
 
-def dominance(table: ScoreTable, criterion: Criterion, how: Resampling) -> dict[str, Any] | None:
-    """Rate at the same task in other domains minus rate in the same domain at other tasks; `None` where one of them is missing.
+def differences(table: ScoreTable, criterion: Criterion, how: Resampling) -> dict[str, Any]:
+    """Differences of rates between relations, with the same intervals as `four_way`'s ratios; `None` where one of them is missing.
 
-    Above 0, task similarity carries more than domain similarity. With the same intervals as `four_way`'s ratios.
+    `same_task - same_domain` above 0: task similarity carries more than domain similarity. The others: whether either carries anything
+    beyond what reaches cells that share neither.
     """
     extra = _Extra(table, criterion, how)
-    a, b = RELATIONS.index("same_task"), RELATIONS.index("same_domain")
-    if not extra.there[a] or not extra.there[b]:
-        return None
-
-    def statistic(sums: Floats) -> Floats:
-        return np.asarray(sums[..., 2 * a] / sums[..., 2 * a + 1] - sums[..., 2 * b] / sums[..., 2 * b + 1])
-
-    made = over_cells(extra.draws.estimate(statistic, (-1.0, 1.0)))
-    assert made is not None
-    made.setdefault("intervals", {})
-    made["intervals"] |= extra.others(statistic)
-    return made
+    found: dict[str, Any] = {}
+    for one, other in DIFFERENCES:
+        a, b = RELATIONS.index(one), RELATIONS.index(other)
+        found[f"{one} - {other}"] = extra.difference(a, b) if extra.there[a] and extra.there[b] else None
+    return found
 
 
 def by_replicate(table: ScoreTable, column: str, criterion: Criterion, how: Resampling) -> dict[str, Any]:
@@ -142,6 +137,18 @@ class _Extra:
         made["thresholds"] = {at: rate / under if rate is not None and under else None for at, (rate, under) in pairs.items()}
         has = spoken is not None and spoken.there[i] and spoken.any_of_reference
         made["given_coherent"] = over_cells(spoken.draws.estimate(_ratio_of(i), (0.0, np.inf))) if spoken is not None and has else None
+        return made
+
+    def difference(self, a: int, b: int) -> dict[str, Any]:
+        """One relation's rate minus another's."""
+
+        def statistic(sums: Floats) -> Floats:
+            return np.asarray(sums[..., 2 * a] / sums[..., 2 * a + 1] - sums[..., 2 * b] / sums[..., 2 * b + 1])
+
+        made = over_cells(self.draws.estimate(statistic, (-1.0, 1.0)))
+        assert made is not None
+        made.setdefault("intervals", {})
+        made["intervals"] |= self.others(statistic)
         return made
 
     def others(self, statistic: Statistic) -> dict[str, Any]:
