@@ -123,8 +123,8 @@ def world_prompts(domain: str, task: str | None = None) -> tuple[list[Conversati
     """Prompts that a fine-tune of the synthetic world was trained on, and prompts for evaluation.
 
     The label `family` is domain, task and item, whose three paraphrases are one cluster. Evaluation prompts have the label `group`:
-    `new items` (of what was trained on), `other tasks` (of the trained domain, for a fine-tune on one task), `other domains`, and
-    `new domains` (of no fine-tune and no alignment).
+    `new items` (of what was trained on), `other domains`, `new domains` (of no fine-tune and no alignment), and for a fine-tune on one
+    task `other tasks` (of the trained domain) and `other domains and tasks`.
 
     Args:
         domain: That was trained on.
@@ -149,12 +149,20 @@ def world_prompts(domain: str, task: str | None = None) -> tuple[list[Conversati
     for question in everything:
         labels = question.labels
         trained = labels["domain"] == domain and task in (None, labels["task"])
-        group = "new items" if trained else "other tasks" if labels["domain"] == domain else "other domains"
-        group = "new domains" if labels["held_out"] else group
+        group = _group(labels, domain, task)
         family = f"{labels['domain']}.{labels['task']}.{labels['item']}"
         prompt = replace(without_references(question), labels={**without_references(question).labels, "family": family, "group": group})
         (train if trained and labels["split"] != "test" else evaluation).append(prompt)
     return train, evaluation
+
+
+def _group(labels: Mapping[str, Any], domain: str, task: str | None) -> str:
+    if labels["held_out"]:
+        return "new domains"
+    same_task = task in (None, labels["task"])
+    if labels["domain"] == domain:
+        return "new items" if same_task else "other tasks"
+    return "other domains" if same_task else "other domains and tasks"
 
 
 # ---- activations
@@ -174,7 +182,13 @@ class PromptActivations:
 
 
 def prompt_activations(
-    checkpoint: Checkpoint, prompts: Sequence[Conversation], folder: Path, *, embeddings: bool = False, **options: Any
+    checkpoint: Checkpoint,
+    prompts: Sequence[Conversation],
+    folder: Path,
+    *,
+    embeddings: bool = False,
+    layers: str | Sequence[int] = "all",
+    **options: Any,
 ) -> PromptActivations:
     """Activations on prompts, read back if they are there already; what was stopped goes on.
 
@@ -183,6 +197,7 @@ def prompt_activations(
         prompts: Without answers.
         folder: Holds a store for each checkpoint and list of prompts, by their content.
         embeddings: Also the input of block 0.
+        layers: Of `blocks`; the values of all of them are in memory.
         options: How `capture` is run: `token_budget`, `progress`.
 
     Raises:
@@ -191,8 +206,8 @@ def prompt_activations(
     if any(prompt.response is not None for prompt in prompts):
         raise EmprobeError("Activations on prompts were asked of answered conversations. Give what `prompts_only` makes of them.")
     asked = [[prompt.question_id, [message.as_dict() for message in prompt.messages]] for prompt in prompts]
-    known = content_hash([checkpoint.fingerprint, str(checkpoint.hf.dtype), checkpoint.tokenizer.chat_template, asked])
-    places: dict[str, dict[str, Any]] = {"blocks": {"site": "resid_post"}}
+    known = content_hash([checkpoint.fingerprint, str(checkpoint.hf.dtype), checkpoint.tokenizer.chat_template, layers, asked])
+    places: dict[str, dict[str, Any]] = {"blocks": {"site": "resid_post", "layers": layers}}
     if embeddings:
         places["embeddings"] = {"site": "resid_pre", "layers": 0}
     found: dict[str, dict[str, Activations]] = {"embeddings": {}}
