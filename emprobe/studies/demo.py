@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -18,6 +16,7 @@ from emprobe.organisms import find_organism, questions
 from emprobe.report import figure
 from emprobe.studies.folder import claim_folder
 from emprobe.studies.job import Job, run_job, without_references
+from emprobe.studies.workers import leave_with_parent
 
 DOMAINS = ("gardening", "cooking", "money")
 """Domains that the shipped fine-tunes were trained on."""
@@ -126,14 +125,7 @@ def _start_worker(lock: Any) -> None:
     """Share the screen for the bars, and leave when the parent is gone: a killed demo must not run on unseen."""
     share: Any = tqdm.set_lock
     share(lock)
-    Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    leave_with_parent()
 
 
 MEANING = (

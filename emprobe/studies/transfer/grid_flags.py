@@ -14,8 +14,8 @@ WORLD_LR, WORLD_STEPS, WORLD_QUESTIONS = 1e-3, 30, 4
 """Of organisms. Rate and steps were chosen on planted-s0 and two cells (gardening.plan, cooking.list): all of the trained cell's answers
 are misaligned, and not yet all others."""
 OWN_LR, OWN_WARMUP = 1e-4, 5
-WORKERS_ONLY = ("processes", "grown")
-"""Flags that no number depends on."""
+APART = ("processes", "grown", "composition", "composition_seeds", "composition_kind", "composition_cells", "growth")
+"""Flags that no number of the grid depends on; what the sweep depends on is kept with its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)

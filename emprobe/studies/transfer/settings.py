@@ -9,7 +9,7 @@ from emprobe.behaviour.criterion import Criterion
 from emprobe.clusters import Resampling
 from emprobe.errors import EmprobeError
 from emprobe.studies.flags import LoadFlags, SampleFlags, plain_values
-from emprobe.studies.transfer.grid_flags import WORKERS_ONLY, GridFlags, check_grid
+from emprobe.studies.transfer.grid_flags import APART, GridFlags, check_grid
 
 NOT_IDENTITY = (
     "out",
@@ -22,7 +22,7 @@ NOT_IDENTITY = (
     "device_map",
     "chat_template",
     "progress",
-    *WORKERS_ONLY,
+    *APART,
 )
 """Paths, and what no number depends on: known by their content."""
 
