@@ -23,6 +23,7 @@ from emprobe.commands.judge import JudgeCommand, run_judge
 from emprobe.commands.landscape import run_landscape_command
 from emprobe.commands.overlap import OverlapCommand, run_overlap
 from emprobe.commands.panel import run_panel_command
+from emprobe.commands.priors import run_priors_command
 from emprobe.commands.rates import RatesCommand, run_rates
 from emprobe.commands.readout import ReadoutCommand, run_readout
 from emprobe.commands.search import Search, run_search
@@ -39,6 +40,7 @@ from emprobe.studies.demo import Demo, run_demo
 from emprobe.studies.given import PanelJob
 from emprobe.studies.job import Job, run_job
 from emprobe.studies.landscape.settings import Landscape
+from emprobe.studies.priors.settings import Priors
 from emprobe.studies.reference import Reference, run_reference
 from emprobe.studies.shifts.settings import Shifts
 from emprobe.studies.transfer.settings import Transfer
@@ -110,11 +112,12 @@ class StudyCommand:
         Annotated[Landscape, tyro.conf.subcommand("landscape")]
         | Annotated[Transfer, tyro.conf.subcommand("transfer")]
         | Annotated[Shifts, tyro.conf.subcommand("shifts")]
+        | Annotated[Priors, tyro.conf.subcommand("priors")]
         | Annotated[StudyList, tyro.conf.subcommand("list")]
     )
 
 
-STUDIES: dict[str, type] = {"landscape": Landscape, "transfer": Transfer, "shifts": Shifts}
+STUDIES: dict[str, type] = {"landscape": Landscape, "transfer": Transfer, "shifts": Shifts, "priors": Priors}
 
 
 def _say(*lines: str) -> None:
@@ -201,6 +204,7 @@ STAGES: dict[type, Any] = {
     Search: run_search,
     Transfer: run_transfer_command,
     Landscape: run_landscape_command,
+    Priors: run_priors_command,
     Shifts: run_shifts_command,
 }
 """Commands of one stage, which return the lines to print."""
