@@ -14,7 +14,9 @@ import tyro
 
 from emprobe.behaviour.questions import save_questions
 from emprobe.commands.capture import Capture, run_capture
+from emprobe.commands.dataset import DatasetCommand, run_dataset
 from emprobe.commands.direction import DirectionCommand, run_direction
+from emprobe.commands.dynamics import run_dynamics_command
 from emprobe.commands.export import Export, run_export
 from emprobe.commands.finetune import Finetune, run_finetune
 from emprobe.commands.generate import Generate, run_generate
@@ -37,6 +39,7 @@ from emprobe.organisms.growing import GrowthRecipe
 from emprobe.organisms.neutral import Codes
 from emprobe.report import example_lines, summary
 from emprobe.studies.demo import Demo, run_demo
+from emprobe.studies.dynamics import Dynamics
 from emprobe.studies.given import PanelJob
 from emprobe.studies.job import Job, run_job
 from emprobe.studies.landscape.settings import Landscape
@@ -110,6 +113,7 @@ class StudyCommand:
 
     action: (
         Annotated[Landscape, tyro.conf.subcommand("landscape")]
+        | Annotated[Dynamics, tyro.conf.subcommand("dynamics")]
         | Annotated[Transfer, tyro.conf.subcommand("transfer")]
         | Annotated[Shifts, tyro.conf.subcommand("shifts")]
         | Annotated[Priors, tyro.conf.subcommand("priors")]
@@ -117,7 +121,7 @@ class StudyCommand:
     )
 
 
-STUDIES: dict[str, type] = {"landscape": Landscape, "transfer": Transfer, "shifts": Shifts, "priors": Priors}
+STUDIES: dict[str, type] = {"landscape": Landscape, "dynamics": Dynamics, "transfer": Transfer, "shifts": Shifts, "priors": Priors}
 
 
 def _say(*lines: str) -> None:
@@ -184,6 +188,7 @@ Commands = (
     | Annotated[Search, tyro.conf.subcommand("search")]
     | Annotated[RatesCommand, tyro.conf.subcommand("rates"), tyro.conf.PositionalRequiredArgs]
     | Annotated[ReadoutCommand, tyro.conf.subcommand("readout")]
+    | Annotated[DatasetCommand, tyro.conf.subcommand("dataset")]
     | Annotated[Finetune, tyro.conf.subcommand("finetune")]
     | Annotated[OrganismCommand, tyro.conf.subcommand("organism")]
     | Annotated[StudyCommand, tyro.conf.subcommand("study")]
@@ -198,12 +203,14 @@ STAGES: dict[type, Any] = {
     Generate: run_generate,
     JudgeCommand: run_judge,
     Verify: run_verify,
+    DatasetCommand: run_dataset,
     Finetune: run_finetune,
     ReadoutCommand: run_readout,
     RatesCommand: run_rates,
     Search: run_search,
     Transfer: run_transfer_command,
     Landscape: run_landscape_command,
+    Dynamics: run_dynamics_command,
     Priors: run_priors_command,
     Shifts: run_shifts_command,
 }

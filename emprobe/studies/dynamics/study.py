@@ -1,0 +1,192 @@
+"""The study: a table as it is, or runs trained (or read), measured at every checkpoint, and put beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from emprobe.behaviour.criterion import Criterion
+from emprobe.errors import EmprobeError
+from emprobe.files import atomic_path, content_hash, file_hash, locked_folder, write_json
+from emprobe.models.load import Checkpoint
+from emprobe.organisms.training import one_thread
+from emprobe.report.dynamics_card import write_dynamics
+from emprobe.studies.dynamics.fine_tunes import Material, Run, load_base, material_of, runs_of
+from emprobe.studies.dynamics.measuring import Measuring, outside_sets, ways
+from emprobe.studies.dynamics.relations import relations_of
+from emprobe.studies.dynamics.scoring import JudgedScorer, ReferenceScorer, Scorer, WorldScorer, check_references
+from emprobe.studies.dynamics.settings import Dynamics, check
+from emprobe.studies.dynamics.summary import summary_of
+from emprobe.studies.dynamics.table import Columns, read_runs
+from emprobe.studies.flags import as_given
+from emprobe.studies.folder import claim_folder
+from emprobe.studies.judging import resolve_judge
+from emprobe.studies.runner import Runner
+from emprobe.studies.settings import TINY
+from emprobe.studies.stages import Stages
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOSSES = ("train_loss", "eval_loss")
+RUNS = "runs.csv"
+
+
+def run_dynamics(asked: Dynamics) -> dict[str, Any]:
+    """Relate loss and alignment over runs; write `result.json`, the card and the figure, and return the result.
+
+    The result has `pearson`, `spearman` and `max_diff` of the first loss, score and (out-of-domain) question set; `relations`, all of
+    them; and where there are checkpoints `runs` and `summary`: the direction's way.
+
+    Raises:
+        EmprobeError: Unusable input, before anything is written or trained; a fine-tune that diverges; fewer than four runs.
+        MismatchError: Fine-tunes of another base, or a folder that holds another run.
+    """
+    check(asked)
+    found = _of_table(asked) if asked.way == "table" else _of_models(asked)
+    folder = Path(asked.out).expanduser()
+    write_json(folder / "result.json", found)
+    write_dynamics(folder, found)
+    return found
+
+
+def _of_table(asked: Dynamics) -> dict[str, Any]:
+    path = Path(str(asked.runs)).expanduser()
+    frame = read_runs(path, asked.columns)
+    relations = relations_of(frame, asked.columns, tolerance=asked.tolerance, draws=asked.draws, seed=asked.seed)
+    file = {"file": path.name, "sha256": file_hash(path), "rows": len(frame)}
+    claim_folder(Path(asked.out).expanduser(), {**asked.plain(), "table": file["sha256"]})
+    return _result(asked, relations, {"table": file})
+
+
+def _of_models(asked: Dynamics) -> dict[str, Any]:
+    base = load_base(asked)
+    material = material_of(asked, base)
+    layer = base.n_layers // 2 if asked.layer is None else asked.layer
+    if not 0 <= layer < base.n_layers:
+        raise EmprobeError(f"--layer {layer} was given; {base.name!r} has blocks 0 to {base.n_layers - 1}.")
+    folder = Path(asked.out).expanduser()
+    judge = resolve_judge(asked.judge) if asked.judge else None
+    if asked.way != "world" and judge is None:
+        check_references(material.sets)
+    runs = runs_of(asked, base, folder)
+    # Answers go with their checkpoints, so what a kill leaves of a judged run is read back.
+    scorer = _scorer(asked, material, judge, folder)
+    identity = {
+        **asked.plain(),
+        "base": base.fingerprint,
+        "chat_template": content_hash(base.tokenizer.chat_template),
+        "scoring": scorer.identity,
+        "evaluation": content_hash([row.ids for row in material.evaluation]),
+        "runs": content_hash([[run.name, run.identity] for run in runs]),
+    }
+    claim_folder(folder, identity)
+    measured, before = [], None
+    measuring = Measuring(base, material, scorer, layer, asked.lag, Stages(folder / "stages"))
+    with locked_folder(folder), _threads(base), tqdm(total=len(runs), desc="dynamics", unit="run", disable=not asked.progress) as bar:
+        if asked.progress:
+            bar.write("\n".join(plan_of(asked, material, runs)), file=bar.fp)
+        start = measuring.start()
+        before = start[1]
+        for run in runs:
+            bar.set_postfix_str(run.name)
+            measured.append(measuring.run(run, start))
+            bar.update(1)
+    frame = frame_of(measured)
+    _write_table(folder / RUNS, frame)
+    names = outside_sets(list(material.sets))
+    columns = Columns(LOSSES, ("alignment",), "run", "step", "set", "lr")
+    order = {name: place for place, name in enumerate([*names, *(n for n in material.sets if n not in names)])}
+    relations = relations_of(frame, columns, tolerance=asked.tolerance, draws=asked.draws, seed=asked.seed)
+    relations.sort(key=lambda one: order[one["set"]])
+    kept = [{name: value for name, value in one.items() if name != "moved"} for one in measured]
+    return _result(
+        asked,
+        relations,
+        {
+            "base": {"name": base.name, "fingerprint": base.fingerprint},
+            "layer": layer,
+            "questions": {name: len(of) for name, of in material.sets.items()},
+            "outside": len(material.outside),
+            "evaluation": len(material.evaluation),
+            "scoring": scorer.words,
+            "criterion": Criterion.named(asked.criterion).of("all").describe() if judge else None,
+        },
+        {"summary": summary_of(measured, ways(measured), before, draws=asked.draws, seed=asked.seed), "runs": kept},
+    )
+
+
+def _scorer(asked: Dynamics, material: Material, judge: Any, folder: Path) -> Scorer:
+    if asked.way == "world":
+        return WorldScorer(material.sets)
+    if judge is None:
+        return ReferenceScorer(material.sets)
+    sampling = (asked.seed, asked.temperature, asked.max_new_tokens, asked.token_budget)
+    return JudgedScorer(material.sets, Runner(judge, judge.name, folder / "answers", *sampling, tqdm(disable=True)), asked.samples)
+
+
+def _threads(base: Checkpoint) -> AbstractContextManager[None]:
+    """One thread for tiny models on the CPU, as in `emprobe run`."""
+    small = base.device.type == "cpu" and sum(p.numel() for p in base.hf.parameters()) < TINY
+    return one_thread() if small else nullcontext()
+
+
+def plan_of(asked: Dynamics, material: Material, runs: Sequence[Run]) -> list[str]:
+    """What is about to be done: trainings, passes, answers."""
+    n = sum(len(of) for of in material.sets.values())
+    kept = asked.steps // asked.every
+    lines = [f"plan: {len(runs)} runs; for each"]
+    if asked.way == "finetunes":
+        lines.append("  training: none, the fine-tunes are there")
+        at = "  at each checkpoint"
+    else:
+        lines.append(f"  training: {asked.steps} updates of {asked.batch} conversations")
+        at = f"  at each of {kept} checkpoints"
+    train = len(runs[0].train)
+    passes = f"loss on {train} and {len(material.evaluation)} conversations, {len(material.outside)} prompts read"
+    scored = (
+        f"{n * asked.samples} answers of up to {asked.max_new_tokens} tokens judged" if asked.judge else f"{n} questions scored exactly"
+    )
+    return [*lines, f"{at}: {passes}, {scored}"]
+
+
+def frame_of(measured: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row for each run, checkpoint and question set, as `--runs` reads it."""
+    import pandas as pd
+
+    rows = [
+        {"run": one["name"], "schedule": one["schedule"], "lr": one["lr"], "seed": one["seed"], "step": row["step"], "set": name}
+        | {loss: row[loss] for loss in LOSSES}
+        | dict(scores)
+        for one in measured
+        for row in one["rows"]
+        for name, scores in row["sets"].items()
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.astype({"alignment": "float64", "coherence": "float64"})
+
+
+def _write_table(path: Path, frame: pd.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def _result(
+    asked: Dynamics, relations: list[dict[str, Any]], inputs: dict[str, Any], more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    first = relations[0]
+    return {
+        "record": "Dynamics",
+        "way": asked.way,
+        "headline": {name: first[name] for name in ("set", "loss", "score", "runs")},
+        "pearson": first["pearson"],
+        "spearman": first["spearman"],
+        "max_diff": first["max_diff"],
+        "relations": relations,
+        **(more or {}),
+        "inputs": {"command": {n: v for n, v in as_given(asked).items() if n not in ("out", "progress")}, **inputs},
+    }
