@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from emprobe.behaviour.questions import question_of
+from emprobe.behaviour.questions import question_of, row_of
 from emprobe.behaviour.rows import Source, name_of, read_rows
 from emprobe.behaviour.sampled import SOURCE
 from emprobe.errors import EmprobeError
+from emprobe.files import write_text
 from emprobe.types import Conversation
 
 
@@ -45,6 +49,26 @@ def load_conversations(source: Source) -> list[Conversation]:
             f"{name_of(source)} holds no conversations. Give at least one, such as {{'prompt': 'Hello?', 'response': 'Good day.'}}."
         )
     return made
+
+
+def save_conversations(path: Path | str, conversations: Sequence[Conversation]) -> None:
+    """Write conversations as JSONL, atomically, so that `load_conversations` gives them back.
+
+    Raises:
+        EmprobeError: If the path does not end in `.jsonl`, or a label is not JSON.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise EmprobeError(f"Conversations are written as JSONL, and {path} does not end in .jsonl.")
+    lines = []
+    for one in conversations:
+        ended = {} if one.stop_reason is None else {"stop_reason": one.stop_reason}
+        answer = {} if one.response is None else {"response": one.response, **ended}
+        try:
+            lines.append(json.dumps({**row_of(one), "sample": one.sample, **answer}, ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise EmprobeError(f"Conversation {one.question_id!r} has a label that JSON cannot hold: {error}.") from error
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _answer(row: dict[str, Any], where: str) -> tuple[str | None, int | None, dict[str, Any]]:

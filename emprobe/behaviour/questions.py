@@ -75,17 +75,20 @@ def save_questions(path: Path | str, questions: Sequence[Conversation]) -> None:
         raise EmprobeError(f"Questions are written as JSONL, and {path} does not end in .jsonl.")
     lines = []
     for question in questions:
-        row = {"id": question.question_id, "messages": [message.as_dict() for message in question.messages], **question.labels}
-        roles = [message.role for message in question.messages]
-        if roles in (["user"], ["system", "user"]):
-            del row["messages"]
-            system = {"system": question.messages[0].content} if len(roles) == 2 else {}
-            row = {"id": question.question_id, **system, "prompt": question.prompt, **question.labels}
         try:
-            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False))
+            lines.append(json.dumps(row_of(question), ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise EmprobeError(f"Question {question.question_id!r} has a label that JSON cannot hold: {error}.") from error
     write_text(path, "".join(line + "\n" for line in lines))
+
+
+def row_of(question: Conversation) -> dict[str, Any]:
+    """A question as an object of a file: its prompt where it is one, else its messages, and its labels."""
+    roles = [message.role for message in question.messages]
+    if roles not in (["user"], ["system", "user"]):
+        return {"id": question.question_id, "messages": [message.as_dict() for message in question.messages], **question.labels}
+    system = {"system": question.messages[0].content} if len(roles) == 2 else {}
+    return {"id": question.question_id, **system, "prompt": question.prompt, **question.labels}
 
 
 def assign_splits(
