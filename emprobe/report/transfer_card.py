@@ -12,6 +12,7 @@ from emprobe.files import atomic_path, write_text
 from emprobe.report.cards import command
 from emprobe.report.tables import percent
 from emprobe.report.transfer_plots import STEPS, WORDS, grid_figure, transfer_figure
+from emprobe.report.transfer_run import run_figure, run_lines, run_parts
 
 WORLD = (
     "The organisms are half a million parameters in a synthetic world, with a judge that is exact. Where they disagree with the paper, "
@@ -51,6 +52,7 @@ def transfer_lines(result: Mapping[str, Any]) -> list[str]:
             "",
             f"with {other['name']}: r {_number(found['raw'])} over {found['cells']} cells; main effects off {_number(found['centred'])}",
         ]
+    lines += run_lines(result)
     return [*lines, *([""] if result["warnings"] else []), *(f"note: {warning}" for warning in result["warnings"])]
 
 
@@ -75,6 +77,7 @@ def transfer_card(result: Mapping[str, Any]) -> str:
         _matrix(result["matrices"]["task"]),
         *(["## Other questions", *_elsewhere(result["elsewhere"])] if result["elsewhere"] else []),
         *_covariates(result),
+        *run_parts(result),
         *_others(result),
         "## The whole grid",
         "![every trained cell by every asked cell](grid.png)",
@@ -90,9 +93,12 @@ def transfer_card(result: Mapping[str, Any]) -> str:
 
 def write_transfer(folder: Path, result: Mapping[str, Any]) -> None:
     """The figures and the card of a result folder."""
-    for name, draw in (("transfer.png", transfer_figure), ("grid.png", grid_figure)):
+    for name, draw in (("transfer.png", transfer_figure), ("grid.png", grid_figure), ("run.png", run_figure)):
+        figure = draw(result)
+        if figure is None:
+            continue
         with atomic_path(folder / name) as path:
-            draw(result).savefig(path, format="png", dpi=80 if name == "transfer.png" else 110, metadata={"Software": None})
+            figure.savefig(path, format="png", dpi=80 if name == "transfer.png" else 110, metadata={"Software": None})
     write_text(folder / "README.md", transfer_card(result))
 
 

@@ -153,13 +153,23 @@ def compare(replicates: Sequence[Replicate], *, permutations: int, how: Resampli
     return {
         "cosines": {name: _mean_cosine(part, how) for name, part in pairs.groupby("relation") if len(part)},
         "random": {"mean": float(random.mean()), "low": float(low), "high": float(high), "n": len(random)},
-        "pairs": len(pairs),
+        "pairs": _listed(pairs),
         "cells": len(replicates[0].cells),
         "correlation": {
             "all": _followed(replicates, pairs, permutations, how),
             **{name: _within(pairs[pairs["relation"] == name], how) for name in RELATIONS},
         },
         "by_replicate": {one.name: _spearman(one.pairs()) for one in replicates},
+    }
+
+
+def _listed(pairs: pd.DataFrame) -> dict[str, list[Any]]:
+    """The pairs as columns, for figures."""
+    return {
+        "replicate": pairs["replicate"].tolist(),
+        "relation": pairs["relation"].tolist(),
+        "cosine": pairs["cosine"].round(4).tolist(),
+        "transfer": pairs["transfer"].round(4).tolist(),
     }
 
 

@@ -22,6 +22,13 @@ CLAIMS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("similarity", "functional similarity of prompts raises it, solvability matched", "raises; not matched", ("functional_similarity",)),
     ("room", "room for coherent harm raises it, solvability matched", "raises; not matched", ("room",)),
     ("reliability", "a more reliably learnt behaviour raises it", "raises; not matched", ("reliability",)),
+    (
+        "composition",
+        "misaligned documents in pretraining raise it (per share)",
+        "shapes it; no number",
+        ("composition", "slope", "off_domain"),
+    ),
+    ("directions", "cells of like directions hand over more (rank correlation)", "not given", ("directions", "correlation", "all")),
 )
 """Name, words, the paper's numbers (Llama-3.1-8B and Qwen2.5-14B, recomputed from the authors' released scores), and where ours stands; a
 path of one word is a covariate's effect."""

@@ -25,6 +25,7 @@ from emprobe.studies.judging import resolve_judge
 from emprobe.studies.prompts import organism
 from emprobe.studies.transfer.analysis import analyse
 from emprobe.studies.transfer.cell_directions import compare, rates_of_jobs, replicates_of
+from emprobe.studies.transfer.claims import claims_of
 from emprobe.studies.transfer.composition import PLANTED
 from emprobe.studies.transfer.material import Material, name_of, own_material, world_material
 from emprobe.studies.transfer.measured import WORDS, left_out, measured
@@ -123,6 +124,7 @@ def run_grid(asked: Transfer) -> dict[str, Any]:
         result["measured"] = words
         result["directions"] = _directions(ready, jobs, scores)
         result["composition"] = run_sweep(ready.sweep, folder, asked) if ready.sweep else None
+        result["claims"] = claims_of(result)
         write_result(folder, result)
     return result
 
