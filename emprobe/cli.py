@@ -14,6 +14,7 @@ import tyro
 
 from emprobe.behaviour.questions import save_questions
 from emprobe.commands.capture import Capture, run_capture
+from emprobe.commands.channels import run_channels_command
 from emprobe.commands.dataset import DatasetCommand, run_dataset
 from emprobe.commands.direction import DirectionCommand, run_direction
 from emprobe.commands.dynamics import run_dynamics_command
@@ -38,6 +39,7 @@ from emprobe.organisms.building import build
 from emprobe.organisms.growing import GrowthRecipe
 from emprobe.organisms.neutral import Codes
 from emprobe.report import example_lines, summary
+from emprobe.studies.channels.settings import Channels
 from emprobe.studies.demo import Demo, run_demo
 from emprobe.studies.dynamics import Dynamics
 from emprobe.studies.given import PanelJob
@@ -117,11 +119,19 @@ class StudyCommand:
         | Annotated[Transfer, tyro.conf.subcommand("transfer")]
         | Annotated[Shifts, tyro.conf.subcommand("shifts")]
         | Annotated[Priors, tyro.conf.subcommand("priors")]
+        | Annotated[Channels, tyro.conf.subcommand("channels")]
         | Annotated[StudyList, tyro.conf.subcommand("list")]
     )
 
 
-STUDIES: dict[str, type] = {"landscape": Landscape, "dynamics": Dynamics, "transfer": Transfer, "shifts": Shifts, "priors": Priors}
+STUDIES: dict[str, type] = {
+    "landscape": Landscape,
+    "dynamics": Dynamics,
+    "transfer": Transfer,
+    "shifts": Shifts,
+    "priors": Priors,
+    "channels": Channels,
+}
 
 
 def _say(*lines: str) -> None:
@@ -212,6 +222,7 @@ STAGES: dict[type, Any] = {
     Landscape: run_landscape_command,
     Dynamics: run_dynamics_command,
     Priors: run_priors_command,
+    Channels: run_channels_command,
     Shifts: run_shifts_command,
 }
 """Commands of one stage, which return the lines to print."""
