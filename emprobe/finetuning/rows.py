@@ -84,7 +84,7 @@ def response_rows(
     max_length: int = 2048,
     overlong: Overlong = "refuse",
 ) -> list[Row]:
-    """Rows of which the answers count, and the token with which the template ends each answer's turn.
+    """Rows of which the answers count, and the token with which the template ends each answer's turn (not that of one cut for its length).
 
     Args:
         tokenizer: With a chat template.
@@ -151,7 +151,11 @@ def _row(conversation: Conversation, encoded: Encoded, loss_on: LossOn, ends: fr
                 f"({', '.join(encoded.lost)}), so the loss cannot be taken on it. Use loss_on='last'."
             )
         spans = [*(places[i] for i in spoken), encoded.response]
-    predicted = {i for start, stop in spans for i in range(start, _with_end(encoded.ids, stop, ends)) if i > 0}
+    # An answer that was cut while it was generated did not end its turn, though the template ends it.
+    ended = [ends] * (len(spans) - 1) + [ends if conversation.stop_reason != "length" else frozenset()]
+    predicted = {
+        i for (start, stop), end in zip(spans, ended, strict=True) for i in range(start, _with_end(encoded.ids, stop, end)) if i > 0
+    }
     return Row(encoded.ids, tuple(sorted(predicted)), encoded.n_prompt)
 
 
