@@ -93,7 +93,7 @@ def run_dataset(asked: DatasetCommand) -> list[str]:
         result["files"][path.name] = {"rows": len(found.part(part)), "sha256": file_hash(path)}
     write_text(folder / "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _dropped(found)))
     lines = dataset_lines(result)
-    write_text(folder / "README.md", _card(result, lines, command_line(asdict(asked) | {"conversations": file["name"]}, "dataset")))
+    write_text(folder / "README.md", _card(result, lines, _made_by(asked)))
     write_json(folder / "result.json", result)
     return [*lines, "", f"Everything is in {asked.out}: {', '.join(result['files'])}, dropped.jsonl, result.json, README.md."]
 
@@ -153,6 +153,13 @@ def _sizes(wishes: Sequence[str]) -> dict[str, int]:
             raise EmprobeError(f"The part {wish!r} was given; write PART=ROWS, each part once, such as train=4100 eval=400.")
         sizes[name] = int(size)
     return sizes
+
+
+def _made_by(asked: DatasetCommand) -> str:
+    """The command, flags given nothing included: nothing is not what they have by default."""
+    bare = "".join(f" --{name.replace('_', '-')}" for name in ("by", "drop_status") if not getattr(asked, name))
+    line = command_line(asdict(asked) | {"conversations": Path(asked.conversations).name}, "dataset")
+    return line.removesuffix(" --out DIR") + f"{bare} --out DIR"
 
 
 def _card(result: Mapping[str, Any], lines: Sequence[str], made_by: str) -> str:

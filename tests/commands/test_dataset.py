@@ -45,6 +45,9 @@ def test_parts_are_conversations_and_the_account_adds_up(command: DatasetCommand
     assert "TF-IDF" in card
     assert "emprobe dataset --conversations rows.jsonl" in card
     assert str(out.parent) not in card
+    nothing = replace(command, by=(), drop_status=(), keep=None, split=(), out=f"{out}2")
+    run_dataset(nothing)
+    assert "--apart 0.95 --seed 42 --by --drop-status --out DIR" in (Path(nothing.out) / "README.md").read_text()
     assert "together" in "\n".join(lines)
 
 

@@ -87,7 +87,8 @@ def _sentence_encoder(name: str) -> Embedder:
         model = library.SentenceTransformer(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise EmprobeError(
-            f"{name!r} could not be loaded as a sentence-transformers model: {error} Give its directory or hub id, or take {TFIDF!r}."
+            f"{name!r} could not be loaded as a sentence-transformers model: {str(error).rstrip('.')}. Give its directory or hub id, or take "
+            f"{TFIDF!r}."
         ) from error
 
     def encode(texts: Sequence[str]) -> Rows:
