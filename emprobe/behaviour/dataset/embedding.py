@@ -86,9 +86,9 @@ def _sentence_encoder(name: str) -> Embedder:
     try:
         model = library.SentenceTransformer(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        why = str(error).rstrip(".")
         raise EmprobeError(
-            f"{name!r} could not be loaded as a sentence-transformers model: {str(error).rstrip('.')}. Give its directory or hub id, or take "
-            f"{TFIDF!r}."
+            f"{name!r} could not be loaded as a sentence-transformers model: {why}. Give its directory or hub id, or take {TFIDF!r}."
         ) from error
 
     def encode(texts: Sequence[str]) -> Rows:
