@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Case:
         families: One name a prompt.
         labels: Of the one-hot baselines.
         references: The prompts with reference answers, where scores are read off these; else none.
-        given: Scores from tables, where they are; base scores may be missing.
+        given: Scores from tables, where they are.
         corpus: Prompts trained on, whose principal directions are taken; none takes the training folds'.
         score: What is predicted, in words.
         notes: What was left out, with numbers.
@@ -58,6 +58,7 @@ def cases(asked: Priors) -> list[Case]:
         EmprobeError: Unusable files, an unknown organism, too few prompts or families, constant scores, a label that prompts lack.
     """
     found = [_own(asked)] if asked.own else [_world(asked, base, tuned) for base in asked.base for tuned in asked.tuned]
+    found = [_drawn(case, asked) for case in found]
     for case in found:
         check_families(len(set(case.families)), splits=asked.splits, repeats=asked.repeats, inner=asked.inner)
         if case.given is not None and np.ptp(case.given.scores) == 0:
@@ -125,6 +126,33 @@ def _own(asked: Priors) -> Case:
         "contrast of reference answers, log p(misaligned) - log p(aligned), nats" if references else "mean alignment over answers, 0..100",
         notes,
     )
+
+
+def narrowed(case: Case, rows: Sequence[int]) -> Case:
+    """The case with these prompts alone."""
+    if len(rows) == len(case.prompts):
+        return case
+    labels = {name: [values[i] for i in rows] for name, values in case.labels.items()}
+    references = [case.references[i] for i in rows] if case.references else []
+    prompts, families = [case.prompts[i] for i in rows], [case.families[i] for i in rows]
+    given = case.given and Judged(case.given.scores[list(rows)], None if case.given.base is None else case.given.base[list(rows)])
+    return replace(case, prompts=prompts, families=families, labels=labels, references=references, given=given)
+
+
+def _drawn(case: Case, asked: Priors) -> Case:
+    """Whole families in an order that the seed draws, as many as fit."""
+    if asked.most is None or asked.most >= len(case.prompts):
+        return case
+    names = list(dict.fromkeys(case.families))
+    left = asked.most
+    taken: set[str] = set()
+    for place in np.random.default_rng(asked.seed).permutation(len(names)):
+        size = case.families.count(names[place])
+        if size <= left:
+            left, taken = left - size, taken | {names[place]}
+    rows = [i for i, family in enumerate(case.families) if family in taken]
+    note = f"{len(rows)} of {len(case.prompts)} prompts were drawn, {len(taken)} of {len(names)} families"
+    return replace(narrowed(case, rows), notes=(*case.notes, note))
 
 
 def _families(asked: Priors, prompts: Sequence[Conversation]) -> list[str]:

@@ -14,7 +14,8 @@ from sklearn.decomposition import PCA
 from emprobe.errors import EmprobeError
 from emprobe.studies.priors.folds import Rows
 
-Matrix = Float[NDArray[np.float64], "row feature"]
+Matrix = NDArray[np.float64]
+"""Features, a row for each prompt."""
 Block = Callable[[Rows], Matrix]
 """From the rows that may be seen to the features of all rows."""
 

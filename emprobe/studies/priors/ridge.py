@@ -100,7 +100,7 @@ def _fold(parts: Sequence[Matrix], targets: Floats, fold: Fold, alphas: Floats, 
     last = owner == len(parts) - 1
     best: tuple[Floats, Floats, Floats, Floats] | None = None
     for weight in weights:
-        weighed = _rotated(features * np.where(last, weight, 1.0) if len(weights) > 1 else features, fold.train)
+        weighed = _rotated(features * np.where(last, weight, 1.0), fold.train)
         errors = _inner_errors(weighed, targets, fold, alphas)
         # Of equal errors the largest penalty: the simplest prediction.
         choice = len(alphas) - 1 - errors[::-1].argmin(axis=0)

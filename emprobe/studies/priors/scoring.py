@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -106,11 +106,3 @@ def _judged(asked: Priors, case: Case, load: Load, runner: Runner) -> Scored:
     if np.ptp(after) == 0:
         raise EmprobeError(f"All {len(after)} prompts score {after[0]:g} after fine-tuning: there is nothing to predict.")
     return Scored(rows, after, before, before[:, None], tuple(missing))
-
-
-def narrowed(case: Case, rows: Sequence[int]) -> Case:
-    """The case with these prompts alone."""
-    if len(rows) == len(case.prompts):
-        return case
-    labels = {name: [values[i] for i in rows] for name, values in case.labels.items()}
-    return replace(case, prompts=[case.prompts[i] for i in rows], families=[case.families[i] for i in rows], labels=labels)

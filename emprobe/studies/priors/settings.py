@@ -57,6 +57,7 @@ class Priors(LoadFlags):
         train: File of the prompts trained on (`trained`: the organism's own): directions are theirs, and not the training folds'.
         family: Label whose values are families: prompts that share one are never on both sides of a split. None means the label
             `family`, or each prompt alone; on organisms, paraphrases of one task about one item.
+        most: Prompts at most: whole families, drawn by the seed; none takes all.
         one_hot: Labels that make baselines; on organisms domain and task.
         layers: Layers to look at; none means all.
         k: Directions; none means a tenth of the prompts.
@@ -88,6 +89,7 @@ class Priors(LoadFlags):
     token_budget: int = 8192
     train: str | None = None
     family: str | None = None
+    most: int | None = None
     one_hot: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     k: int | None = None
@@ -128,6 +130,8 @@ def check(asked: Priors) -> None:
             raise EmprobeError(f"{name} = {getattr(asked, name)} was given; it must be at least {smallest}.")
     if asked.k is not None and asked.k < 1:
         raise EmprobeError(f"k = {asked.k} directions were asked for. Give 1 or more, or leave it out for a tenth of the prompts.")
+    if asked.most is not None and asked.most < 1:
+        raise EmprobeError(f"--most {asked.most} prompts were asked for. Give 1 or more, or leave it out for all.")
     if asked.splits * asked.repeats < 2 or asked.permutation_repeats > asked.repeats or asked.lasso_repeats > asked.repeats:
         raise EmprobeError(
             f"{asked.repeats} repeats were asked for, with permutations on {asked.permutation_repeats} and lasso on {asked.lasso_repeats} "

@@ -23,10 +23,10 @@ from emprobe.studies.correlation import correlation
 from emprobe.studies.flags import as_given
 from emprobe.studies.folder import claim_folder
 from emprobe.studies.judging import resolve_judge
-from emprobe.studies.priors.cases import Case, cases
+from emprobe.studies.priors.cases import Case, cases, narrowed
 from emprobe.studies.priors.measure import measure
 from emprobe.studies.priors.predictors import PromptTable
-from emprobe.studies.priors.scoring import Scored, narrowed, scores_of
+from emprobe.studies.priors.scoring import Scored, scores_of
 from emprobe.studies.priors.settings import Priors, check
 from emprobe.studies.priors.verdict import RULES, verdict
 from emprobe.studies.prompts import load_located, prompt_activations
