@@ -22,7 +22,9 @@ NAMING = ("sample", "condition", "model", "organism", "run", "seed", "step")
 """Columns that name an answer beside its question and cells, where a table has them."""
 
 
-def load_table(path: Path | str, *, rename: Mapping[str, str] | None = None, naming: Sequence[str] = ()) -> ScoreTable:
+def load_table(
+    path: Path | str, *, rename: Mapping[str, str] | None = None, naming: Sequence[str] = (), needed: Sequence[str] = ()
+) -> ScoreTable:
     """Read judged answers: a file of `Scores.save`, or any table with `question_id`, `alignment` and `coherence`.
 
     Missing scores are told by `status`, or by `alignment_status` and `coherence_status`; a row is `ok` if all of them are.
@@ -31,6 +33,7 @@ def load_table(path: Path | str, *, rename: Mapping[str, str] | None = None, nam
         path: .parquet, .csv, .tsv, .jsonl or .json.
         rename: By our name, the file's own for a column, such as `{"alignment": "aligned"}`.
         naming: Further columns that name an answer, so that answers which differ in them are not the same one twice.
+        needed: Columns that the table must have beside the three.
 
     Raises:
         EmprobeError: If the file cannot be read or lacks a column, a score is no number or outside 0..100, a status is unknown, a row
@@ -39,7 +42,7 @@ def load_table(path: Path | str, *, rename: Mapping[str, str] | None = None, nam
     frame = _renamed(read_frame(Path(path)), rename or {}, str(path))
     if not len(frame):
         raise EmprobeError(f"{path} has no rows: nothing can be said of nothing.")
-    lacking = [name for name in NEEDED if name not in frame.columns]
+    lacking = [name for name in (*NEEDED, *needed) if name not in frame.columns]
     if lacking:
         raise EmprobeError(
             f"{path} has no column {' and none '.join(lacking)}; it has {', '.join(map(str, frame.columns))}. "

@@ -17,7 +17,9 @@ KEPT = ("value", "low", "high", "n", "clusters", "over")
 SURFACE = "em_surface"
 
 
-def matrix(table: ScoreTable, rows: Sequence[str], columns: Sequence[str], criterion: Criterion, how: Resampling) -> dict[str, Any]:
+def matrix(
+    table: ScoreTable, rows: Sequence[str], columns: Sequence[str], criterion: Criterion, how: Resampling, *, brief: bool = False
+) -> dict[str, Any]:
     """Rates by what was trained and what was asked.
 
     Args:
@@ -26,6 +28,7 @@ def matrix(table: ScoreTable, rows: Sequence[str], columns: Sequence[str], crite
         columns: Those that name what was asked.
         criterion: Thresholds and denominator.
         how: Level, draws and seed of the intervals.
+        brief: Four digits, and of the other rates their values alone; for matrices of hundreds of entries.
 
     Returns:
         `rows` and `columns`, their names; `entries[i][j]`, as fractions: misaligned `value`, `low` and `high`, over trained cells where
@@ -35,7 +38,8 @@ def matrix(table: ScoreTable, rows: Sequence[str], columns: Sequence[str], crite
     """
     found = {tuple(one.group.values()): one for one in rate_table(table, (*rows, *columns), criterion, how=how)}
     names = [sorted({key[part] for key in found}, key=_key) for part in (slice(len(rows)), slice(len(rows), None))]
-    entries = [[_entry(found.get(row + column), criterion) for column in names[1]] for row in names[0]]
+    made = [[_entry(found.get(row + column), criterion) for column in names[1]] for row in names[0]]
+    entries = [[_brief(entry) for entry in line] for line in made] if brief else made
     words = [[" ".join(map(str, name)) for name in part] for part in names]
     return {"by": [list(rows), list(columns)], "rows": words[0], "columns": words[1], "entries": entries}
 
@@ -45,7 +49,7 @@ def matrices(table: ScoreTable, criterion: Criterion, how: Resampling) -> dict[s
     return {
         "task": matrix(table, TRAINED[1:], ASKED[1:], criterion, how),
         "domain": matrix(table, TRAINED[:1], ASKED[:1], criterion, how),
-        "cell": matrix(table, TRAINED, ASKED, criterion, how),
+        "cell": matrix(table, TRAINED, ASKED, criterion, how, brief=True),
     }
 
 
@@ -90,6 +94,16 @@ def _entry(one: GroupRates | None, criterion: Criterion) -> dict[str, Any] | Non
         "counts": counts,
         "thresholds": dict(one.sensitivity[rule]),
     }
+
+
+def _brief(entry: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same in four digits, of the other rates the values alone, and without thresholds."""
+    if entry is None or entry["value"] is None:
+        return entry
+    found = {name: round(value, 4) if isinstance(value, float) else value for name, value in entry.items() if name != "thresholds"}
+    for name in ("coherent", "given_coherent", "any_coherence"):
+        found[name] = None if entry[name] is None else {"value": round(entry[name]["value"], 4)}
+    return found
 
 
 def _short(estimate: Any) -> dict[str, Any]:

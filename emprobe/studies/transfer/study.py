@@ -12,6 +12,7 @@ from emprobe.report.transfer_card import write_transfer
 from emprobe.studies.flags import as_given
 from emprobe.studies.folder import claim_folder
 from emprobe.studies.transfer.analysis import analyse, compared
+from emprobe.studies.transfer.cell_rates import ASKED, TRAINED
 from emprobe.studies.transfer.covariate_tables import read_covariates
 from emprobe.studies.transfer.settings import Transfer, check
 
@@ -40,7 +41,7 @@ def given(asked: Transfer) -> dict[str, Any]:
 
 
 def _from_scores(asked: Transfer) -> dict[str, Any]:
-    tables = [choose(load_table(path, rename=renames(asked.columns)), asked.where) for path in asked.scores]
+    tables = [choose(load_table(path, rename=renames(asked.columns), needed=(*TRAINED, *ASKED)), asked.where) for path in asked.scores]
     covariates = [read_covariates(path) for path in asked.covariates]
     files = {
         kind: [{"name": Path(path).name, "hash": file_hash(path)[:16]} for path in paths]
