@@ -47,12 +47,13 @@ Value = Callable[[Mapping[str, Any]], float | None]
 def shifts_lines(result: Mapping[str, Any]) -> list[str]:
     """What was found beside what the paper says, as lines to print."""
     lines = []
-    for rule in dict.fromkeys(sign["positions"] for sign in result["signs"]):
-        lines.append(f"{rule}: holds / fails / open over layers of {len(result['cases'])} case(s)")
+    for tuned, rule in dict.fromkeys((sign["tuned"], sign["positions"]) for sign in result["signs"]):
+        cases = sum(case["tuned"] == tuned for case in result["cases"])
+        lines.append(f"{tuned}, {rule}: holds / fails / open over layers of {cases} case{'s' if cases > 1 else ''}")
         lines += [
             f"  {sign['says']:<84}{_counts(sign):<14}{sign['low']:+.3f} to {sign['high']:+.3f} ({sign['unit']})"
             for sign in result["signs"]
-            if sign["positions"] == rule
+            if (sign["tuned"], sign["positions"]) == (tuned, rule)
         ]
         lines.append("")
     for case in result["cases"]:
@@ -137,9 +138,10 @@ def _counts(sign: Mapping[str, Any]) -> str:
 
 
 def _signs(result: Mapping[str, Any]) -> str:
-    rows = ["| read at | claim | holds / fails / open | range | of what |", "|---|---|---|---|---|"]
+    rows = ["| fine-tune | read at | claim | holds / fails / open | range | of what |", "|---" * 6 + "|"]
     rows += [
-        f"| {s['positions']} | {s['says']} | {_counts(s)} | {s['low']:+.3f} to {s['high']:+.3f} | {s['unit']} |" for s in result["signs"]
+        f"| {s['tuned']} | {s['positions']} | {s['says']} | {_counts(s)} | {s['low']:+.3f} to {s['high']:+.3f} | {s['unit']} |"
+        for s in result["signs"]
     ]
     return "\n".join(rows)
 
@@ -264,4 +266,30 @@ def _groups(result: Mapping[str, Any]) -> list[str]:
     tables = []
     for name, said in (("centred_fraction", "share, centred"), ("mean_cosine", "cosine with the mean shift")):
         tables += [f"{said}:", _rows(result, names, [_range(_at("groups", group, name, "value")) for group in names])]
-    return ["## By kind of evaluation prompt", *tables]
+    return ["## By kind of evaluation prompt", *tables, *_wording(result)]
+
+
+def _wording(result: Mapping[str, Any]) -> list[str]:
+    """For fine-tunes on one task: prompts in the wordings that it was trained on, and in others."""
+    said = []
+    for case in result["cases"]:
+        for rule in dict.fromkeys(place["positions"] for place in case["places"]):
+            places = [p for p in case["places"] if p["positions"] == rule and "undefined" not in p.get("centred", {"undefined": ""})]
+            found = {
+                other: [
+                    group["centred_fraction"]["value"]
+                    for p in places
+                    for name, group in p["groups"].items()
+                    if name.endswith("other tasks") == other and "centred_fraction" in group
+                ]
+                for other in (False, True)
+            }
+            if not all(found.values()):
+                continue
+            same, new = (f"{min(values):.3f} to {max(values):.3f}" for values in found.values())
+            chance = _range(_at("centred", "measures", "projection_fraction", "nulls", "base_covariance", "high"))(places)
+            said.append(
+                f"* {case['name']}, {rule}: in wordings that were trained on, whatever the item or domain, the share is {same}; in other "
+                f"wordings {new}. Of random subspaces of the covariance of activations 97.5 % hold less than {chance}."
+            )
+    return ["### Wording\n\n" + "\n".join(said)] if said else []

@@ -1,4 +1,4 @@
-"""Figures of activation shifts: each takes the study's result and one position rule; thin lines are cases, thick ones their mean."""
+"""Figures of activation shifts: each takes the result, a position rule and a fine-tune; thin lines are cases, thick ones their mean."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ LAWS = {
 Line = tuple[list[int], list[float]]
 
 
-def draw_subspace(result: Mapping[str, Any], positions: str | None = None, *, centred: bool = True, ax: Axes | None = None) -> Axes:
+def draw_subspace(
+    result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, centred: bool = True, ax: Axes | None = None
+) -> Axes:
     """Share of evaluation shifts that the training shifts' subspace holds, by layer, with nulls, ceiling and other fine-tunes."""
     ax, which = _axes(ax), "centred" if centred else "uncentred"
-    cases = [[p for p in places if "undefined" not in p[which]] for places in _cases(result, positions)]
+    cases = [[p for p in places if "undefined" not in p[which]] for places in _cases(result, positions, tuned)]
     for law, (colour, said) in LAWS.items():
         bands = [[p[which]["measures"]["projection_fraction"]["nulls"].get(law) for p in places] for places in cases]
         _band(ax, cases, bands, colour, said)
@@ -40,12 +42,14 @@ def draw_subspace(result: Mapping[str, Any], positions: str | None = None, *, ce
     return _by_layer(ax, cases)
 
 
-def draw_sizes(result: Mapping[str, Any], positions: str | None = None, *, layer: int | None = None, ax: Axes | None = None) -> Axes:
+def draw_sizes(
+    result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, layer: int | None = None, ax: Axes | None = None
+) -> Axes:
     """The same at one layer over the number of dimensions, about the mean; shaded, what 97.5 % of random subspaces stay below."""
     ax = _axes(ax)
-    places = [place for case in _cases(result, positions) for place in case]
+    places = [place for case in _cases(result, positions, tuned) for place in case]
     shown = layer if layer is not None else max(place["layer"] for place in places)
-    curves = [sorted((s for s in p["sizes"] if s["centred"]), key=lambda s: s["k"]) for p in places if p["layer"] == shown]
+    curves = [sorted(p["sizes"], key=lambda s: s["k"]) for p in places if p["layer"] == shown]
     for law, (colour, said) in LAWS.items():
         found = [[s for s in curve if law in s["null_high"]] for curve in curves]
         _lines(ax, [([s["k"] for s in curve], [s["null_high"][law] for s in curve]) for curve in found], colour, f"{said}, 97.5 %", "--")
@@ -57,9 +61,9 @@ def draw_sizes(result: Mapping[str, Any], positions: str | None = None, *, layer
     return ax
 
 
-def draw_mean_shift(result: Mapping[str, Any], positions: str | None = None, *, ax: Axes | None = None) -> Axes:
+def draw_mean_shift(result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, ax: Axes | None = None) -> Axes:
     """Cosine of evaluation shifts with the mean training shift, and of other fine-tunes' mean shifts with it."""
-    ax, cases = _axes(ax), _cases(result, positions)
+    ax, cases = _axes(ax), _cases(result, positions, tuned)
     for law in ("haar", "base_covariance"):
         bands = [[{"low": -(n := p["mean_shift"]["mean_cosine"]["nulls"][law])["high"], "high": n["high"]} for p in c] for c in cases]
         _band(ax, cases, bands, *LAWS[law])
@@ -70,10 +74,10 @@ def draw_mean_shift(result: Mapping[str, Any], positions: str | None = None, *, 
     return _by_layer(ax, cases, low=-1.02)
 
 
-def draw_correlation(result: Mapping[str, Any], positions: str | None = None, *, ax: Axes | None = None) -> Axes:
+def draw_correlation(result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, ax: Axes | None = None) -> Axes:
     """Correlation over prompts of prompt overlap with shift similarity, beside that of overlap with random subspaces."""
     ax = _axes(ax)
-    cases = [[p for p in c if "undefined" not in p["correlations"]["mean_cosine"]] for c in _cases(result, positions)]
+    cases = [[p for p in c if "undefined" not in p["correlations"]["mean_cosine"]] for c in _cases(result, positions, tuned)]
     for law in ("haar", "base_covariance"):
         _band(ax, cases, [[p["correlations"]["mean_cosine"]["random_subspaces"][law] for p in c] for c in cases], *LAWS[law])
     named = (("mean_cosine", OURS, "cosine with the mean shift"), ("centred_fraction", COMPONENTS, "projection fraction, centred"))
@@ -84,10 +88,10 @@ def draw_correlation(result: Mapping[str, Any], positions: str | None = None, *,
     return _by_layer(ax, cases, low=-1.02)
 
 
-def draw_predicted(result: Mapping[str, Any], positions: str | None = None, *, ax: Axes | None = None) -> Axes:
+def draw_predicted(result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, ax: Axes | None = None) -> Axes:
     """Cosine about the mean of predicted with true activations after: nothing added, the mean training shift, a random vector."""
     ax = _axes(ax)
-    cases = [[p for p in c if "undefined" not in p["predicted"]] for c in _cases(result, positions)]
+    cases = [[p for p in c if "undefined" not in p["predicted"]] for c in _cases(result, positions, tuned)]
     for law in ("haar", "base_covariance"):
         _band(ax, cases, [[p["predicted"]["nulls"]["centred_cosine"][law] for p in c] for c in cases], *LAWS[law])
     for dose, colour, said, style in (("0", "black", "nothing added", "--"), ("1", OURS, "mean training shift", "-")):
@@ -98,10 +102,10 @@ def draw_predicted(result: Mapping[str, Any], positions: str | None = None, *, a
 
 
 def shifts_figure(result: Mapping[str, Any]) -> Figure:
-    """A row of pictures for each position rule."""
+    """A row of pictures for each fine-tune and position rule."""
     from matplotlib.figure import Figure
 
-    rules = [rule for rule in dict.fromkeys(p["positions"] for c in result["cases"] for p in c["places"]) if any(_cases(result, rule))]
+    kinds = dict.fromkeys((c["tuned"], p["positions"]) for c in result["cases"] for p in c["places"] if "undefined" not in p)
     drawn = {
         draw_subspace: "share in the training shifts' subspace",
         draw_sizes: "the same over sizes",
@@ -109,12 +113,12 @@ def shifts_figure(result: Mapping[str, Any]) -> Figure:
         draw_correlation: "prompt overlap and shift",
         draw_predicted: "activations predicted",
     }
-    figure = Figure(figsize=(4.2 * len(drawn), 4.6 * len(rules) + 0.3), layout="constrained")
-    axes = figure.subplots(len(rules), len(drawn), squeeze=False)
-    for rule, row in zip(rules, axes, strict=True):
+    figure = Figure(figsize=(4.2 * len(drawn), 4.6 * len(kinds) + 0.3), layout="constrained")
+    axes = figure.subplots(len(kinds), len(drawn), squeeze=False)
+    for (tuned, rule), row in zip(kinds, axes, strict=True):
         for (draw, title), ax in zip(drawn.items(), row, strict=True):
-            draw(result, rule, ax=ax)
-            ax.set_title(f"{rule}: {title}", fontsize=8.5, loc="left")
+            draw(result, rule, tuned=tuned, ax=ax)
+            ax.set_title(f"{tuned}, {rule}:\n{title}", fontsize=8.5, loc="left")
             ax.spines[["top", "right"]].set_visible(False)
             ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
     return figure
@@ -126,10 +130,12 @@ def _axes(ax: Axes | None) -> Axes:
     return ax if ax is not None else Figure(figsize=(5, 4), layout="constrained").subplots()
 
 
-def _cases(result: Mapping[str, Any], positions: str | None) -> list[list[Mapping[str, Any]]]:
-    """Each case's places of one rule that are defined, by layer; cases without any are left out."""
-    wanted = positions if positions is not None else result["cases"][0]["places"][0]["positions"]
-    found = [[p for p in case["places"] if p["positions"] == wanted and "undefined" not in p] for case in result["cases"]]
+def _cases(result: Mapping[str, Any], positions: str | None, tuned: str | None) -> list[list[Mapping[str, Any]]]:
+    """Places of one rule in each case of one fine-tune (by default the first of each), those that are defined, by layer."""
+    rule = positions if positions is not None else result["cases"][0]["places"][0]["positions"]
+    name = tuned if tuned is not None else result["cases"][0]["tuned"]
+    cases = [case["places"] for case in result["cases"] if case["tuned"] == name]
+    found = [[p for p in places if p["positions"] == rule and "undefined" not in p] for places in cases]
     return [places for places in found if places]
 
 

@@ -124,7 +124,7 @@ def world_prompts(domain: str, task: str | None = None) -> tuple[list[Conversati
 
     The label `family` is domain, task and item, whose three paraphrases are one cluster. Evaluation prompts have the label `group`:
     `new items` (of what was trained on), `other domains`, `new domains` (of no fine-tune and no alignment), and for a fine-tune on one
-    task `other tasks` (of the trained domain) and `other domains and tasks`.
+    task the same with `other tasks`, whose wordings it was not trained on.
 
     Args:
         domain: That was trained on.
@@ -157,12 +157,12 @@ def world_prompts(domain: str, task: str | None = None) -> tuple[list[Conversati
 
 
 def _group(labels: Mapping[str, Any], domain: str, task: str | None) -> str:
-    if labels["held_out"]:
-        return "new domains"
     same_task = task in (None, labels["task"])
+    if labels["held_out"]:
+        return "new domains" if same_task else "new domains, other tasks"
     if labels["domain"] == domain:
         return "new items" if same_task else "other tasks"
-    return "other domains" if same_task else "other domains and tasks"
+    return "other domains" if same_task else "other domains, other tasks"
 
 
 # ---- activations

@@ -43,22 +43,21 @@ CLAIMS: dict[str, tuple[str, str]] = {
 
 
 def signs_of(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each position rule and claim: at how many places it holds, fails or stays open, and the range of what was measured."""
-    places = [place for case in cases for place in case["places"] if "undefined" not in place]
+    """By fine-tune and position rule, for each claim: at how many places it holds, fails or stays open, and the range measured."""
     found = []
-    for rule in dict.fromkeys(place["positions"] for place in places):
-        measured = [dict(differences(place)) for place in places if place["positions"] == rule]
+    kinds = dict.fromkeys((case["tuned"], place["positions"]) for case in cases for place in case["places"])
+    for tuned, rule in kinds:
+        places = [p for case in cases if case["tuned"] == tuned for p in case["places"] if p["positions"] == rule and "undefined" not in p]
+        measured = [list(differences(place)) for place in places]
         for name, (claim, unit) in CLAIMS.items():
-            own = [one[name] for one in measured if name in one]
+            own = [ends for one in measured for which, ends in one if which == name]
             if not own:
                 continue
-            verdicts = [verdict(*one) for one in own]
+            verdicts = [verdict(low, high) for _, low, high in own]
             counts = {word: verdicts.count(word) for word in ("agrees", "disagrees", "open")}
             values = [value for value, _, _ in own]
-            found.append(
-                {"positions": rule, "claim": name, "says": claim, "unit": unit, "low": min(values), "high": max(values)}
-                | {"places": len(own), **counts}
-            )
+            sign = {"tuned": tuned, "positions": rule, "claim": name, "says": claim, "unit": unit, "low": min(values), "high": max(values)}
+            found.append(sign | {"places": len(own), **counts})
     return found
 
 
@@ -92,11 +91,10 @@ def _ends(estimate: Mapping[str, Any]) -> tuple[float, float, float]:
     return estimate["value"], estimate["low"], estimate["high"]
 
 
-def verdict(value: float, low: float, high: float) -> str:
+def verdict(low: float, high: float) -> str:
     """`agrees`, `disagrees`, or `open` where the interval holds 0.
 
-    >>> verdict(0.2, -0.1, 0.5)
+    >>> verdict(-0.1, 0.5)
     'open'
     """
-    del value
     return "agrees" if low > 0 else "disagrees" if high < 0 else "open"

@@ -61,8 +61,14 @@ class Place:
 
     @cached_property
     def laws(self) -> dict[str, FrameLaw]:
-        """Random subspaces: of no structure, of the covariance of the activations before, and of the training shifts' own."""
-        return {"haar": Haar(), "base_covariance": self.of_base, "shift_covariance": CovarianceMatched(self.own.train)}
+        """Random subspaces: of no structure, of the covariance of the activations before, and of the training shifts' own.
+
+        The last is not there where all training shifts are equal.
+        """
+        found: dict[str, FrameLaw] = {"haar": Haar(), "base_covariance": self.of_base}
+        if (self.own.train != self.own.train[0]).any():
+            found["shift_covariance"] = CovarianceMatched(self.own.train)
+        return found
 
     @cached_property
     def of_base(self) -> FrameLaw:

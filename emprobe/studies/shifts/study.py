@@ -129,6 +129,7 @@ def _measured(asked: Shifts, case: Case, prints: Mapping[str, str], folder: Path
     families = {kind: len({p.cluster for p in rows}) for kind, rows in (("train", case.train), ("evaluation", case.evaluation))}
     return {
         "name": case.name,
+        "tuned": case.tuned.name.rsplit("/", 1)[-1],
         "prompts": {"train": len(case.train), "evaluation": len(case.evaluation), "families": families},
         "notes": [*case.notes, *few],
         "places": places,
@@ -203,13 +204,13 @@ def _groups(prompts: Sequence[Conversation]) -> list[str]:
 
 
 def slim(found: Any) -> Any:
-    """The same with numbers to six digits, and without how each interval and null was made, of which hundreds say the same.
+    """The same with numbers to four digits, and without how each interval and null was made, of which hundreds say the same.
 
     >>> slim({"a": {"value": 0.123456789, "low": 0.0, "method": "bootstrap", "level": 0.95}})
-    {'a': {'value': 0.123457, 'low': 0.0}}
+    {'a': {'value': 0.1235, 'low': 0.0}}
     """
     if isinstance(found, float):
-        return float(f"{found:.6g}")
+        return float(f"{found:.4g}")
     if isinstance(found, list):
         return [slim(one) for one in found]
     if not isinstance(found, dict):

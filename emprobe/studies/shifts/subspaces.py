@@ -81,22 +81,18 @@ def _other(place: Place, other: OnPrompts, span: ShiftSpan, centred: bool) -> di
 
 
 def sizes_of(place: Place, sizes: Sequence[Size]) -> list[dict[str, Any]]:
-    """The projection fraction over sizes of the subspace, with the 97.5 % quantile of each null; sizes above the rank are not there."""
+    """The centred projection fraction over sizes, with the 97.5 % quantile of each null; sizes above the rank are not there."""
+    try:
+        components = place.components(place.own.train, centred=True)
+    except SpanError:
+        return []
+    rows = place.own.evaluation[defined_rows(place.own.evaluation, components.whole, place.rounding)]
     found = []
-    for centred in (True, False):
-        try:
-            components = place.components(place.own.train, centred=centred)
-        except SpanError:
-            continue
-        fits = defined_rows(place.own.evaluation, components.whole, place.rounding)
-        if not fits.any():
-            continue
-        rows = place.own.evaluation[fits]
-        for size in (s for s in sizes if not isinstance(s, int) or s <= components.rank):
-            span = components.cut(size)
-            each = shift_measures(rows, span)
-            value = float(each["projection_fraction"].mean())
-            entry: dict[str, Any] = {"size": label_of(size), "k": span.k, "centred": centred, "projection_fraction": value}
-            nulls, _ = nulls_of({n: float(v.mean()) for n, v in each.items()}, rows, span, place.laws, place.draws, place.seed)
-            found.append(entry | {"null_high": {law: null["high"] for law, null in nulls["projection_fraction"].items()}})
+    for size in (s for s in sizes if len(rows) and (not isinstance(s, int) or s <= components.rank)):
+        span = components.cut(size)
+        each = shift_measures(rows, span)
+        values = {name: float(column.mean()) for name, column in each.items()}
+        nulls, _ = nulls_of(values, rows, span, place.laws, place.draws, place.seed)
+        high = {law: null["high"] for law, null in nulls["projection_fraction"].items()}
+        found.append({"size": label_of(size), "k": span.k, "projection_fraction": values["projection_fraction"], "null_high": high})
     return found
