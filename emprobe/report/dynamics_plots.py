@@ -29,6 +29,7 @@ def draw_relation(result: Mapping[str, Any], number: int = 0, *, ax: Axes | None
         ax.plot(x[pair], y[pair], color=RED, lw=1.2, marker="o", ms=4, mfc="none", label=label)
     said = "\n".join(f"{sign} = {_interval(one[kind])}" for sign, kind in (("r", "pearson"), ("ρ", "spearman")))
     ax.plot([], [], " ", label=said)
+    ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel(f"{LOSS_NAMES.get(one['loss'], one['loss'])}, {one['row_of_run']} of each run")
     ax.set_ylabel(_score(one))
     ax.legend(fontsize=6.5, frameon=False, loc="best")

@@ -8,7 +8,7 @@ import numpy as np
 
 from emprobe.errors import EmprobeError
 from emprobe.studies.dynamics.max_diff import max_diff
-from emprobe.studies.dynamics.relation import LEAST_RUNS, STATISTICS, correlation, means_of, within
+from emprobe.studies.dynamics.relation import LEAST_RUNS, STATISTICS, correlation, means_of, pearson_of, within
 from emprobe.studies.dynamics.table import Columns, one_per_run, sets_of
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ def relations_of(
 ) -> list[dict[str, Any]]:
     """One entry for each question set, loss and score.
 
-    Each holds `pearson`, `spearman` and `max_diff` over one row per run (its last, or its mean where no step orders them), how many rows
-    were left out because a number is missing, and where runs have several rows `checkpoints`: the correlation over all rows, clustered by
-    run, between the runs' means, and within runs (each run's means taken away). With `given`, `within_given` is the first one with the
-    means of each value of that column taken away.
+    Each holds `pearson`, `spearman` and `max_diff` over one row per run (its last, or its mean where no step orders them); `without_one`,
+    the range of r as each run is left out; how many rows were left out because a number is missing; and where runs have several rows
+    `checkpoints`: the correlation over all rows, clustered by run, between the runs' means, and within runs (each run's means taken away).
+    With `given`, `within_given` is the first one with the means of each value of that column taken away.
 
     Raises:
         EmprobeError: Fewer than four runs, or a column that does not vary; says of which set, loss and score.
@@ -48,8 +48,7 @@ def _relation(frame: pd.DataFrame, columns: Columns, loss: str, score: str, tole
     how = {"draws": draws, "seed": seed}
     x, y = ends[loss].to_numpy(), ends[score].to_numpy()
     both = {kind: correlation(x, y, runs, kind, **how).as_dict() for kind in STATISTICS}
-    largest = max_diff(x, y, tolerance=tolerance, **how)
-    names = list(runs)
+    names, largest = list(runs), max_diff(x, y, tolerance=tolerance, **how)
     pair = {"better_run": names[largest.better], "worse_run": names[largest.worse]} if largest.value > 0 else {}
     return {
         "rows": len(known),
@@ -58,11 +57,24 @@ def _relation(frame: pd.DataFrame, columns: Columns, loss: str, score: str, tole
         "row_of_run": "the last step" if columns.step else "the only row" if len(ends) == len(known) else "the mean of its rows",
         **both,
         "r_squared": both["pearson"]["value"] ** 2,
+        "without_one": _without_one(x, y, names),
         "max_diff": largest.as_dict() | pair,
         "points": {"run": names, "loss": x.tolist(), "score": y.tolist()},
         **(_within_given(known, columns, ends, x, y, how) if columns.given else {}),
         **({"checkpoints": _checkpoints(known, columns, loss, score, how)} if len(ends) < len(known) else {}),
     }
+
+
+def _without_one(x: Any, y: Any, names: list[str]) -> dict[str, Any]:
+    """Pearson's r with each run left out: its range, and whose absence changes it most; a correlation may hang on one run."""
+    each = pearson_of(x, y, 1 - np.eye(len(x)))
+    whole = float(pearson_of(x, y, np.ones((1, len(x))))[0])
+    away = np.where(np.isfinite(each), np.abs(each - whole), -1.0)
+    known = each[np.isfinite(each)]
+    if not len(known):
+        return {}
+    most = int(away.argmax())
+    return {"lowest": float(known.min()), "highest": float(known.max()), "run": names[most], "value": float(each[most])}
 
 
 def _checkpoints(known: pd.DataFrame, columns: Columns, loss: str, score: str, how: dict[str, int]) -> dict[str, Any]:

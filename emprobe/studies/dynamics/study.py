@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from emprobe.behaviour.criterion import Criterion
 from emprobe.errors import EmprobeError
 from emprobe.files import atomic_path, content_hash, file_hash, locked_folder, write_json
 from emprobe.models.load import Checkpoint
 from emprobe.organisms.training import one_thread
 from emprobe.report.dynamics_card import write_dynamics
-from emprobe.studies.dynamics.fine_tunes import Material, Run, load_base, material_of, runs_of
-from emprobe.studies.dynamics.measuring import Measuring, outside_sets, ways
+from emprobe.studies.dynamics.fine_tunes import INSIDE, Material, Run, load_base, material_of, runs_of
+from emprobe.studies.dynamics.measuring import Measuring, Start, ways
 from emprobe.studies.dynamics.relations import relations_of
 from emprobe.studies.dynamics.scoring import JudgedScorer, ReferenceScorer, Scorer, WorldScorer, check_references
 from emprobe.studies.dynamics.settings import Dynamics, check
@@ -70,13 +69,33 @@ def _of_models(asked: Dynamics) -> dict[str, Any]:
     if not 0 <= layer < base.n_layers:
         raise EmprobeError(f"--layer {layer} was given; {base.name!r} has blocks 0 to {base.n_layers - 1}.")
     folder = Path(asked.out).expanduser()
-    judge = resolve_judge(asked.judge) if asked.judge else None
-    if asked.way != "world" and judge is None:
-        check_references(material.sets)
-    runs = runs_of(asked, base, folder)
-    # Answers go with their checkpoints, so what a kill leaves of a judged run is read back.
-    scorer = _scorer(asked, material, judge, folder)
-    identity = {
+    runs, scorer = runs_of(asked, base, folder), _scorer(asked, material, folder)
+    claim_folder(folder, _identity(asked, base, material, runs, scorer))
+    measuring = Measuring(base, material, scorer, layer, asked.lag, Stages(folder / "stages"))
+    with locked_folder(folder), _threads(base):
+        start, measured = _all_measured(asked, measuring, runs)
+    frame = frame_of(measured)
+    _write_table(folder / RUNS, frame)
+    columns = Columns(LOSSES, ("alignment",), "run", "step", "set", "lr")
+    relations = relations_of(frame, columns, tolerance=asked.tolerance, draws=asked.draws, seed=asked.seed)
+    names = list(material.sets)
+    relations.sort(key=lambda one: (one["set"] == INSIDE, names.index(one["set"])))
+    summary = summary_of(measured, ways(measured), start.activations, draws=asked.draws, seed=asked.seed)
+    kept = [{name: value for name, value in one.items() if name != "moved"} for one in measured]
+    inputs = {
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "layer": layer,
+        "questions": {name: len(of) for name, of in material.sets.items()},
+        "outside": len(material.outside),
+        "evaluation": len(material.evaluation),
+        "scoring": scorer.words,
+    }
+    return _result(asked, relations, inputs, {"summary": summary, "runs": kept})
+
+
+def _identity(asked: Dynamics, base: Checkpoint, material: Material, runs: Sequence[Run], scorer: Scorer) -> dict[str, Any]:
+    """Everything the numbers depend on."""
+    return {
         **asked.plain(),
         "base": base.fingerprint,
         "chat_template": content_hash(base.tokenizer.chat_template),
@@ -84,47 +103,28 @@ def _of_models(asked: Dynamics) -> dict[str, Any]:
         "evaluation": content_hash([row.ids for row in material.evaluation]),
         "runs": content_hash([[run.name, run.identity] for run in runs]),
     }
-    claim_folder(folder, identity)
-    measured, before = [], None
-    measuring = Measuring(base, material, scorer, layer, asked.lag, Stages(folder / "stages"))
-    with locked_folder(folder), _threads(base), tqdm(total=len(runs), desc="dynamics", unit="run", disable=not asked.progress) as bar:
+
+
+def _all_measured(asked: Dynamics, measuring: Measuring, runs: Sequence[Run]) -> tuple[Start, list[dict[str, Any]]]:
+    measured = []
+    with tqdm(total=len(runs), desc="dynamics", unit="run", disable=not asked.progress) as bar:
         if asked.progress:
-            bar.write("\n".join(plan_of(asked, material, runs)), file=bar.fp)
+            bar.write("\n".join(plan_of(asked, measuring.material, runs)), file=bar.fp)
         start = measuring.start()
-        before = start[1]
         for run in runs:
             bar.set_postfix_str(run.name)
             measured.append(measuring.run(run, start))
             bar.update(1)
-    frame = frame_of(measured)
-    _write_table(folder / RUNS, frame)
-    names = outside_sets(list(material.sets))
-    columns = Columns(LOSSES, ("alignment",), "run", "step", "set", "lr")
-    order = {name: place for place, name in enumerate([*names, *(n for n in material.sets if n not in names)])}
-    relations = relations_of(frame, columns, tolerance=asked.tolerance, draws=asked.draws, seed=asked.seed)
-    relations.sort(key=lambda one: order[one["set"]])
-    kept = [{name: value for name, value in one.items() if name != "moved"} for one in measured]
-    return _result(
-        asked,
-        relations,
-        {
-            "base": {"name": base.name, "fingerprint": base.fingerprint},
-            "layer": layer,
-            "questions": {name: len(of) for name, of in material.sets.items()},
-            "outside": len(material.outside),
-            "evaluation": len(material.evaluation),
-            "scoring": scorer.words,
-            "criterion": Criterion.named(asked.criterion).of("all").describe() if judge else None,
-        },
-        {"summary": summary_of(measured, ways(measured), before, draws=asked.draws, seed=asked.seed), "runs": kept},
-    )
+    return start, measured
 
 
-def _scorer(asked: Dynamics, material: Material, judge: Any, folder: Path) -> Scorer:
+def _scorer(asked: Dynamics, material: Material, folder: Path) -> Scorer:
     if asked.way == "world":
         return WorldScorer(material.sets)
-    if judge is None:
+    if asked.judge is None:
+        check_references(material.sets)
         return ReferenceScorer(material.sets)
+    judge = resolve_judge(asked.judge)
     sampling = (asked.seed, asked.temperature, asked.max_new_tokens, asked.token_budget)
     return JudgedScorer(material.sets, Runner(judge, judge.name, folder / "answers", *sampling, tqdm(disable=True)), asked.samples)
 
