@@ -13,6 +13,14 @@ from emprobe.report.overlap_plots import draw_overlap, overlap_figure
 from emprobe.report.panel_plots import draw_convergence, draw_dose_response, draw_nulls, draw_panel, draw_profile, figure
 from emprobe.report.profiles import draw_certainty, draw_detection, profile_figure
 from emprobe.report.rate_plots import draw_rates, draw_sensitivity, rates_figure
+from emprobe.report.shifts_plots import (
+    draw_mean_shift,
+    draw_predicted_activations,
+    draw_prompt_correlation,
+    draw_shift_sizes,
+    draw_shift_subspace,
+    shifts_figure,
+)
 
 __all__ = [
     "draw_certainty",
@@ -21,13 +29,18 @@ __all__ = [
     "draw_dose_response",
     "draw_efficiency",
     "draw_ghosts",
+    "draw_mean_shift",
     "draw_nulls",
     "draw_overlap",
     "draw_panel",
+    "draw_predicted_activations",
     "draw_profile",
+    "draw_prompt_correlation",
     "draw_rates",
     "draw_scaling",
     "draw_sensitivity",
+    "draw_shift_sizes",
+    "draw_shift_subspace",
     "draw_stability",
     "draw_weight",
     "draw_without_kl",
@@ -36,4 +49,5 @@ __all__ = [
     "overlap_figure",
     "profile_figure",
     "rates_figure",
+    "shifts_figure",
 ]

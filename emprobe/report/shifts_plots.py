@@ -19,7 +19,7 @@ LAWS = {
 Line = tuple[list[int], list[float]]
 
 
-def draw_subspace(
+def draw_shift_subspace(
     result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, centred: bool = True, ax: Axes | None = None
 ) -> Axes:
     """Share of evaluation shifts that the training shifts' subspace holds, by layer, with nulls, ceiling and other fine-tunes."""
@@ -42,7 +42,7 @@ def draw_subspace(
     return _by_layer(ax, cases)
 
 
-def draw_sizes(
+def draw_shift_sizes(
     result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, layer: int | None = None, ax: Axes | None = None
 ) -> Axes:
     """The same at one layer over the number of dimensions, about the mean; shaded, what 97.5 % of random subspaces stay below."""
@@ -74,7 +74,9 @@ def draw_mean_shift(result: Mapping[str, Any], positions: str | None = None, *, 
     return _by_layer(ax, cases, low=-1.02)
 
 
-def draw_correlation(result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, ax: Axes | None = None) -> Axes:
+def draw_prompt_correlation(
+    result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Correlation over prompts of prompt overlap with shift similarity, beside that of overlap with random subspaces."""
     ax = _axes(ax)
     cases = [[p for p in c if "undefined" not in p["correlations"]["mean_cosine"]] for c in _cases(result, positions, tuned)]
@@ -88,7 +90,9 @@ def draw_correlation(result: Mapping[str, Any], positions: str | None = None, *,
     return _by_layer(ax, cases, low=-1.02)
 
 
-def draw_predicted(result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, ax: Axes | None = None) -> Axes:
+def draw_predicted_activations(
+    result: Mapping[str, Any], positions: str | None = None, *, tuned: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Cosine about the mean of predicted with true activations after: nothing added, the mean training shift, a random vector."""
     ax = _axes(ax)
     cases = [[p for p in c if "undefined" not in p["predicted"]] for c in _cases(result, positions, tuned)]
@@ -107,11 +111,11 @@ def shifts_figure(result: Mapping[str, Any]) -> Figure:
 
     kinds = dict.fromkeys((c["tuned"], p["positions"]) for c in result["cases"] for p in c["places"] if "undefined" not in p)
     drawn = {
-        draw_subspace: "share in the training shifts' subspace",
-        draw_sizes: "the same over sizes",
+        draw_shift_subspace: "share in the training shifts' subspace",
+        draw_shift_sizes: "the same over sizes",
         draw_mean_shift: "along the mean shift",
-        draw_correlation: "prompt overlap and shift",
-        draw_predicted: "activations predicted",
+        draw_prompt_correlation: "prompt overlap and shift",
+        draw_predicted_activations: "activations predicted",
     }
     figure = Figure(figsize=(4.2 * len(drawn), 4.6 * len(kinds) + 0.3), layout="constrained")
     axes = figure.subplots(len(kinds), len(drawn), squeeze=False)
