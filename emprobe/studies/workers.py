@@ -9,8 +9,6 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import TypeVar
 
-import torch
-
 Work = TypeVar("Work")
 
 
@@ -41,6 +39,8 @@ def in_processes(work: Callable[[Work], None], given: Iterable[Work], processes:
 
 
 def _start() -> None:
+    import torch  # late, so that asking for processes costs nothing
+
     torch.set_num_threads(1)
     leave_with_parent()
 

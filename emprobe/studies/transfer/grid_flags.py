@@ -33,6 +33,7 @@ class GridFlags:
         steps: Updates of each cell; none is 30 in organisms, and goes by epochs else.
         epochs: Passes over a cell's data, where steps are not given.
         batch: Conversations per update.
+        warmup: Updates in which the rate rises; none is 0 in organisms, 5 else.
         micro_batch: Conversations per forward pass; fewer need less memory.
         max_length: Most tokens of a conversation; longer ones are refused.
         layer: 0-based block at which cells' directions are compared; none chooses the one whose directions are surest.
@@ -56,6 +57,7 @@ class GridFlags:
     steps: int | None = None
     epochs: float = 1.0
     batch: int = 16
+    warmup: int | None = None
     micro_batch: int | None = None
     max_length: int = 2048
     layer: int | None = None
@@ -81,7 +83,7 @@ class GridFlags:
             epochs=self.epochs,
             batch=self.batch,
             micro_batch=self.micro_batch,
-            warmup=0 if world else OWN_WARMUP,
+            warmup=self.warmup if self.warmup is not None else 0 if world else OWN_WARMUP,
             weight_decay=0.0 if world else 0.01,
             seed=seed,
             max_length=self.max_length,

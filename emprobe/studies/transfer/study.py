@@ -21,11 +21,15 @@ def run_transfer(asked: Transfer) -> dict[str, Any]:
     """Run the study; write `result.json`, the card and the figures, and return the result.
 
     Raises:
-        EmprobeError: Unusable input, before anything is written.
+        EmprobeError: Unusable input, before anything is written; or a fine-tune that diverges.
         MismatchError: A folder that holds another run, or grids that share too few cells.
     """
     check(asked)
-    return _from_scores(asked)
+    if asked.scores:
+        return _from_scores(asked)
+    from emprobe.studies.transfer.grid import run_grid  # which writes its result with the functions below
+
+    return run_grid(asked)
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
