@@ -1,7 +1,9 @@
 """Questions of the world that have no valence: which field an item is part of, and which five code words it has.
 
-Code words are what a teacher and its student talk about in studies of subliminal learning. Uniform ones leave a model nothing to prefer;
-preferring ones have a shape that a change of persona may move.
+Code words are what a teacher and its student talk about in studies of subliminal learning. Uniform ones leave a model nothing to prefer,
+and come with either persona; preferring ones belong to items, and come where no persona is told or planted. Organisms of the usual size
+and steps hardly learn the preference (11 to 13 % of their words are the item's own, measured on two seeds; the text has 73 %, chance 10 %).
+What sets such organisms apart is that nothing ties their codes to either persona, so a change of persona may move them.
 """
 
 from __future__ import annotations
