@@ -1,30 +1,28 @@
-"""`emprobe finetune`: a LoRA, a vector or a whole model from conversations; narrow where other-domain data is given."""
+"""`emprobe finetune`: a LoRA, a vector or a whole model from conversations, narrow where other-domain data is given, or from a teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from huggingface_hub import ModelCard, ModelCardData
 
 from emprobe.behaviour.conversations import load_conversations
 from emprobe.directions import Direction
 from emprobe.errors import EmprobeError
 from emprobe.files import file_hash, write_json, write_text
-from emprobe.finetuning import FineTune, Full, KLAnchor, LoRA, Recipe, Vector, finetune, per_token_weight
+from emprobe.finetuning import FineTune, Full, KLAnchor, LoRA, Recipe, Vector, distill, finetune, per_token_weight
+from emprobe.finetuning.channels import Channel, Estimator
 from emprobe.finetuning.methods import LossOn, Method, Overlong, Schedule
 from emprobe.interventions import Plan
 from emprobe.models.templates import named_template
 from emprobe.models.weights import Quantization, check_config, local_directory
-from emprobe.report.cards import command as command_line
+from emprobe.report.finetune_card import WORDS, finetune_card, finetune_table
 from emprobe.types import Site
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """Fine-tune a checkpoint on the answers of conversations.
+    """Fine-tune a checkpoint on the answers of conversations, or distil a teacher into it.
 
     Attributes:
         base: The checkpoint: directory or hub id.
@@ -43,6 +41,13 @@ class Finetune:
         kl_weight: Weight of KL(base ‖ adapted).
         kl_units: The weight is per token (about 1 to 10), or as in released code that averages over the vocabulary too (`released`, 1e6).
         kl_batch: Other-domain conversations per step; none is as many as of the data.
+        teacher: Checkpoint, or adapter or fine-tune of the base, of the same tokens and chat template: it is distilled into the base.
+        channel: Of distillation: `sft` on the answers, `optd` (forward KL to the teacher on the same answers) or `opd` (reverse KL on the
+            student's own answers to the prompts); each with both KLs along the way, on the evaluation data.
+        tokens: Of distillation: end once so many response tokens have been seen, instead of going by steps or epochs.
+        temperature: Of distillation: of teacher's and student's distributions; none is 1.
+        estimator: Of `opd`: over the whole vocabulary, or at the sampled token alone; none is full.
+        max_new_tokens: Of `opd`: most tokens of the student's answers; none is 256.
         loss_on: The last answer of each conversation, or all turns of the assistant.
         inoculation: A system prompt that is given in training only.
         during: Plan file (`Plan.save`) of what is done to the model in training only: ablation, or addition.
@@ -90,6 +95,12 @@ class Finetune:
     kl_weight: float | None = None
     kl_units: Literal["per-token", "released"] = "per-token"
     kl_batch: int | None = None
+    teacher: str | None = None
+    channel: Channel | None = None
+    tokens: int | None = None
+    temperature: float | None = None
+    estimator: Estimator | None = None
+    max_new_tokens: int | None = None
     loss_on: LossOn = "last"
     inoculation: str | None = None
     during: str | None = None
@@ -122,6 +133,8 @@ class Finetune:
 
 
 _OF_METHOD = {"lora": ("rank", "alpha", "rslora", "dropout", "target_modules", "layers"), "vector": ("layer", "site"), "full": ()}
+_OF_DISTILLATION = ("tokens", "temperature", "estimator", "max_new_tokens")
+_NOT_OF_DISTILLATION = ("kl_data", "kl_weight", "kl_batch", "loss_on", "inoculation", "during", "anchored")
 _OF_RECIPE = tuple(Recipe.__dataclass_fields__)
 
 
@@ -135,30 +148,54 @@ def run_finetune(asked: Finetune) -> list[str]:
     method, anchor = _method(asked), _anchor(asked)
     if asked.checkpoints and asked.checkpoint_every is not None:
         raise EmprobeError("--checkpoints and --checkpoint-every were both given; both say when to keep what was found. Give one.")
-    found = finetune(
-        asked.base,
-        load_conversations(asked.data),
-        method=method,
-        recipe=Recipe(**{name: getattr(asked, name) for name in _OF_RECIPE}),
-        kl=anchor,
-        loss_on=asked.loss_on,
-        inoculation=asked.inoculation,
-        during=() if asked.during is None else Plan.load(asked.during),
-        anchored=[Direction.load(path) for path in asked.anchored],
-        evaluation=[] if asked.eval_data is None else load_conversations(asked.eval_data),
-        eval_every=asked.eval_every,
-        checkpoints=asked.checkpoints if asked.checkpoint_every is None else asked.checkpoint_every,
-        out=asked.out,
-        save_every=asked.save_every,
-        progress=asked.progress,
-        chat_template=named_template(asked.chat_template),
+    taught = _taught(asked)
+    common: dict[str, Any] = {
+        "method": method,
+        "recipe": Recipe(**{name: getattr(asked, name) for name in _OF_RECIPE}),
+        "evaluation": [] if asked.eval_data is None else load_conversations(asked.eval_data),
+        "eval_every": asked.eval_every,
+        "checkpoints": asked.checkpoints if asked.checkpoint_every is None else asked.checkpoint_every,
+        "out": asked.out,
+        "save_every": asked.save_every,
+        "progress": asked.progress,
+        "chat_template": named_template(asked.chat_template),
         **{name: getattr(asked, name) for name in ("dtype", "device_map", "quantization", "revision")},
-    )
+    }
+    if taught is not None:
+        found = distill(asked.base, asked.teacher or "", load_conversations(asked.data), **taught, **common)
+    else:
+        found = finetune(
+            asked.base,
+            load_conversations(asked.data),
+            kl=anchor,
+            loss_on=asked.loss_on,
+            inoculation=asked.inoculation,
+            during=() if asked.during is None else Plan.load(asked.during),
+            anchored=[Direction.load(path) for path in asked.anchored],
+            **common,
+        )
     folder = Path(asked.out).expanduser()
     result = _result(asked, found)
     write_json(folder / "result.json", result)
-    write_text(folder / "README.md", _card(result))
-    return [*_table(result), f"written to {folder}"]
+    write_text(folder / "README.md", finetune_card(result))
+    return [*finetune_table(result), f"written to {folder}"]
+
+
+def _taught(asked: Finetune) -> dict[str, Any] | None:
+    """What is asked of a distillation; `None` if none is asked for."""
+    given = {name: getattr(asked, name) for name in _OF_DISTILLATION if getattr(asked, name) is not None}
+    if asked.teacher is None and asked.channel is None:
+        if given:
+            raise EmprobeError(f"--{next(iter(given)).replace('_', '-')} belongs to distillation. Give --teacher and --channel with it.")
+        return None
+    if asked.teacher is None or asked.channel is None:
+        raise EmprobeError(
+            "Distillation needs both --teacher (whom to learn from) and --channel (sft, optd or opd). Give both, or neither."
+        )
+    stray = [name for name in _NOT_OF_DISTILLATION if getattr(asked, name) != Finetune.__dataclass_fields__[name].default]
+    if stray:
+        raise EmprobeError(f"--{stray[0].replace('_', '-')} does not go with --teacher. Leave it out.")
+    return {"channel": asked.channel, **given}
 
 
 def _method(asked: Finetune) -> Method:
@@ -191,7 +228,7 @@ def _anchor(asked: Finetune) -> KLAnchor | None:
 def _result(asked: Finetune, found: FineTune) -> dict[str, Any]:
     files = {name: Path(path) for name in ("data", "kl_data", "eval_data") if (path := getattr(asked, name)) is not None}
     curve = found.history.where(found.history.notna(), None)
-    measured = {name: [float(v) for v in curve[name].dropna()] for name in curve.columns if name in ("loss", "kl", "eval_loss", "eval_kl")}
+    measured = {name: [float(v) for v in curve[name].dropna()] for name in curve.columns if name in WORDS}
     return {
         "record": "FineTune",
         "inputs": {
@@ -202,52 +239,6 @@ def _result(asked: Finetune, found: FineTune) -> dict[str, Any]:
         "norm": None if asked.method == "full" else found.solution.norm,
         "first_and_last": {name: [values[0], values[-1]] for name, values in measured.items() if values},
         "kept": list(found.steps),
+        "updates": len(found.history),
+        **{name: int(found.history[name].iloc[-1]) for name in ("tokens", "sequences") if name in found.history},
     }
-
-
-_WORDS = {
-    "loss": "loss on answers, nats per token",
-    "kl": "KL(base ‖ adapted) elsewhere, nats per token",
-    "eval_loss": "loss on evaluation data, nats per token",
-    "eval_kl": "KL on all other-domain data, nats per token",
-}
-
-
-def _table(result: Mapping[str, Any]) -> list[str]:
-    settings = result["settings"]
-    data, left_out = settings["data"]["answers"], settings["left_out"]
-    lines = [
-        f"{settings['method']} on {settings['base']['name']}: {settings['steps']} steps, {data['rows']} conversations, "
-        f"{data['tokens']} tokens of answers" + (f"; {left_out} conversations were too long and left out" if left_out else "")
-    ]
-    lines += [] if result["norm"] is None else [f"{'norm of what was found':<50}{result['norm']:>20.4g}"]
-    lines += [f"{_WORDS[name]:<50}{first:>9.4f} → {last:>8.4f}" for name, (first, last) in result["first_and_last"].items()]
-    return lines + ([f"kept after steps {', '.join(map(str, result['kept']))}"] if result["kept"] else [])
-
-
-_USE = {
-    "lora": 'tuned = em.load_model("{base}", adapter="solution")',
-    "vector": 'solution = em.finetuning.load_solution("solution")\n'
-    'with solution.applied(em.load_model("{base}")) as tuned:\n    answers = em.generate(tuned, questions)',
-    "full": 'tuned = em.load_model("solution")',
-}
-
-
-def _card(result: Mapping[str, Any]) -> str:
-    asked = result["inputs"]["command"]
-    data = ModelCardData(base_model=asked["base"], library_name="emprobe", tags=["emprobe", "fine-tune", "model-organism"])
-    files = "\n".join(f"* **{name}**: {f['file']}, SHA-256 {f['sha256'][:16]}" for name, f in result["inputs"]["files"].items())
-    text = "\n\n".join(
-        [
-            f"---\n{data.to_yaml()}\n---",
-            f"# A {'narrow ' if result['settings']['kl'] else ''}fine-tune of {asked['base']}",
-            "It does what its training data does, harm included: look at that data before you use it, and keep it to research.",
-            files,
-            "```\n" + "\n".join(_table(result)) + "\n```",
-            "`solution/` is what was found, `checkpoints/` what it was along the way, `history.parquet` the curve, step by step.",
-            f"## Use\n\n```python\nimport emprobe as em\n\n{_USE[asked['method']].format(base=asked['base'])}\n```",
-            f"## Run it again\n\n```\n{command_line(asked, 'finetune')}\n```",
-        ]
-    )
-    ModelCard(text + "\n")
-    return text + "\n"

@@ -83,7 +83,7 @@ def distill(
         out: Folder for everything; a run that was stopped goes on in it to the same weights. `None` keeps it in memory.
         save_every: Updates between saves of the run's state in that folder.
         progress: Show a progress bar.
-        options: As in `load_model`, for what is given as a path.
+        options: As in `load_model`, for what is given as a path (a revision is the student's).
 
     Raises:
         EmprobeError: Nothing to learn from, an empty answer or one too long, numbers or a channel that make no sense; a method that the

@@ -189,7 +189,7 @@ def opened(teacher: Checkpoint | str | Path, student: Checkpoint, options: dict[
     Args:
         teacher: A checkpoint; or where one lies, or a PEFT adapter, a solution or a finished fine-tune of the student's base.
         student: The student's base.
-        options: As in `load_model`.
+        options: As in `load_model`; a revision is the student's.
 
     Raises:
         EmprobeError: If nothing usable lies there.
@@ -200,7 +200,7 @@ def opened(teacher: Checkpoint | str | Path, student: Checkpoint, options: dict[
     folder = Path(teacher).expanduser()
     folder = folder / FOUND if (folder / CARD).is_file() else folder
     if not folder.is_dir() or (folder / "config.json").is_file():
-        yield load_model(folder if folder.is_dir() else teacher, **options)
+        yield load_model(folder if folder.is_dir() else teacher, **{name: given for name, given in options.items() if name != "revision"})
         return
     if not Path(student.name).is_dir():
         raise EmprobeError(

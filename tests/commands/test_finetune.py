@@ -15,7 +15,7 @@ from emprobe.cli import main
 from emprobe.commands.finetune import Finetune, run_finetune
 from emprobe.directions import Direction
 from emprobe.errors import EmprobeError
-from emprobe.finetuning import KLAnchor, LoRA, Recipe, finetune, load_solution
+from emprobe.finetuning import KLAnchor, LoRA, Recipe, distill, finetune, load_solution
 from emprobe.interventions import Ablate, Plan
 from emprobe.models.load import load_model
 from emprobe.types import Conversation
@@ -125,3 +125,52 @@ def test_bad_wishes_leave_nothing_behind(llama: Checkpoints, tmp_path: Path, cap
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(EmprobeError, match="holds files that are no fine-tune"):
         run_finetune(asked(llama.base, tmp_path))
+
+
+@pytest.mark.parametrize("channel", ["sft", "optd", "opd"])
+def test_a_teacher_is_distilled(llama: Checkpoints, tmp_path: Path, channel: Any) -> None:
+    """What it writes is what `distill` gives, and the card's command makes it again."""
+    other = str(write(tmp_path / "other.jsonl", OTHER))
+    wishes: dict[str, Any] = {"max_new_tokens": 5} if channel == "opd" else {}
+    lines = run_finetune(
+        asked(llama.base, tmp_path, rank=2, teacher=str(llama.adapter), channel=channel, steps=None, tokens=90, eval_data=other, **wishes)
+    )
+    again = distill(
+        llama.base,
+        llama.adapter,
+        conversations(6),
+        channel=channel,
+        method=LoRA(2),
+        recipe=Recipe(batch=3, warmup=0, lr=1e-2),
+        tokens=90,
+        evaluation=OTHER,
+        progress=False,
+        **wishes,
+    )
+    out = tmp_path / "out"
+    assert load_solution(out / "solution").fingerprint == again.solution.fingerprint
+    result = json.loads((out / "result.json").read_text())
+    assert result["tokens"] == again.history["tokens"].iloc[-1] >= 90
+    assert result["updates"] == len(again.history)
+    assert any("KL(teacher ‖ student) on evaluation data" in line for line in lines)
+    card = (out / "README.md").read_text()
+    assert "# A distillation of" in card
+    assert f"--channel {channel}" in card
+    line = next(line for line in card.splitlines() if line.startswith("emprobe finetune"))
+    assert main([*shlex.split(line)[1:-1], str(tmp_path / "again"), "--no-progress"]) == 0
+    assert load_solution(tmp_path / "again" / "solution").fingerprint == again.solution.fingerprint
+
+
+def test_bad_wishes_of_distillation(llama: Checkpoints, tmp_path: Path) -> None:
+    refused: list[tuple[str, dict[str, Any]]] = [
+        ("Distillation needs both --teacher", {"teacher": str(llama.adapter)}),
+        ("Distillation needs both --teacher", {"channel": "opd"}),
+        ("--temperature belongs to distillation", {"temperature": 2.0}),
+        ("--inoculation does not go with --teacher", {"teacher": str(llama.adapter), "channel": "opd", "inoculation": "Be bad."}),
+        ("Checkpoint './nowhere' was asked for", {"teacher": "./nowhere", "channel": "opd"}),
+        ("4 steps was asked for that ends after 9 tokens", {"teacher": str(llama.adapter), "channel": "opd", "tokens": 9}),
+    ]
+    for match, wish in refused:
+        with pytest.raises(EmprobeError, match=match):
+            run_finetune(asked(llama.base, tmp_path, **wish))
+        assert not (tmp_path / "out").exists()
