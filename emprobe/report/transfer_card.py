@@ -150,7 +150,9 @@ def _confounds(result: Mapping[str, Any]) -> str:
         cells += [percent(one["misaligned_any_coherence"]), _number(ratio["given_coherent"]) if ratio and ratio["given_coherent"] else "-"]
         cells += ["-" if not ratio or ratio["thresholds"].get(m) is None else f"{ratio['thresholds'][m]:.2f}" for m in marks]
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+    terms = result["decomposition"].get("given_coherent") or {}
+    told = [f"{name.replace('_', ' ')} {_number(one, '+')}" for name, one in terms.items() if one["value"] is not None]
+    return "\n".join([*rows, *(["", f"Main effects held, of coherent answers alone: {'; '.join(told)}."] if told else [])])
 
 
 def _matrix(matrix: Mapping[str, Any]) -> str:

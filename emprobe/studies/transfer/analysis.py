@@ -15,7 +15,7 @@ from emprobe.studies.transfer.cell_rates import Cell, cell_rates
 from emprobe.studies.transfer.claims import claims_of
 from emprobe.studies.transfer.covariate_tables import units_of
 from emprobe.studies.transfer.covariates import covariate_effects
-from emprobe.studies.transfer.decomposition import decompose
+from emprobe.studies.transfer.decomposition import FEWEST, decompose
 from emprobe.studies.transfer.judged import Judged, judged
 from emprobe.studies.transfer.matrices import elsewhere, matrices
 from emprobe.studies.transfer.settings import Transfer
@@ -54,6 +54,7 @@ def analyse(table: ScoreTable, asked: Transfer, covariates: Sequence[pd.DataFram
         others = found.elsewhere
         result["elsewhere"] = step("other questions", lambda: None if others is None else elsewhere(others, criterion, how))
         result["decomposition"] = step("decomposition", lambda: decompose(cells, **chance).as_dict())
+        result["decomposition"]["given_coherent"] = _of_coherent(found.grid, criterion, chance)
         spread = _rates_elsewhere(found, criterion)
         result["reliability"] = step("reliability", lambda: learnt_and_spread(cells, spread, **chance))
         if units is not None:
@@ -86,6 +87,14 @@ def compared(first: ScoreTable, other: ScoreTable, asked: Transfer) -> dict[str,
         "table": _counts(theirs),
         "warnings": list(theirs.warnings),
     }
+
+
+def _of_coherent(grid: ScoreTable, criterion: Criterion, chance: dict[str, int]) -> dict[str, Any] | None:
+    """The terms among coherent answers alone, since a task that makes answers incoherent hides what is misaligned."""
+    if not (grid.judged & criterion.coherent(grid.coherence)).any():
+        return None
+    cells = [cell for cell in cell_rates(grid, criterion.of("coherent")) if cell.n]
+    return decompose(cells, **chance).as_dict()["terms"] if len(cells) >= FEWEST else None
 
 
 def _rates_elsewhere(found: Judged, criterion: Criterion) -> dict[Cell, float]:

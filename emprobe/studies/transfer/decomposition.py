@@ -17,7 +17,7 @@ from emprobe.types import Estimate
 
 Floats = NDArray[np.float64]
 SAME_DOMAIN, SAME_TASK, DIFFERENCE = "same_domain", "same_task", "same_task - same_domain"
-LEVEL = 0.95
+LEVEL, FEWEST = 0.95, 3
 TINY, IDENTIFIED = 1e-8, 1e-6
 
 
@@ -81,7 +81,7 @@ def decompose(cells: Sequence[CellRate], *, permutations: int = 999, seed: int =
         0.5
     """
     cells = [cell for cell in cells if cell.n]
-    if len(cells) < 3:
+    if len(cells) < FEWEST:
         raise EmprobeError(f"A decomposition was asked of {len(cells)} cells with scores; it needs at least three.")
     trained, asked = [cell.trained for cell in cells], [cell.asked for cell in cells]
     y = np.array([cell.rate for cell in cells])
