@@ -11,6 +11,7 @@ from emprobe.report.landscape_plots import (
 )
 from emprobe.report.overlap_plots import draw_overlap, overlap_figure
 from emprobe.report.panel_plots import draw_convergence, draw_dose_response, draw_nulls, draw_panel, draw_profile, figure
+from emprobe.report.priors_plots import draw_predictors, draw_prior_layers, priors_figure
 from emprobe.report.profiles import draw_certainty, draw_detection, profile_figure
 from emprobe.report.rate_plots import draw_rates, draw_sensitivity, rates_figure
 from emprobe.report.shifts_plots import (
@@ -52,6 +53,8 @@ __all__ = [
     "draw_overlap",
     "draw_panel",
     "draw_predicted_activations",
+    "draw_predictors",
+    "draw_prior_layers",
     "draw_profile",
     "draw_prompt_correlation",
     "draw_rates",
@@ -68,6 +71,7 @@ __all__ = [
     "grid_figure",
     "landscape_figure",
     "overlap_figure",
+    "priors_figure",
     "profile_figure",
     "rates_figure",
     "run_figure",

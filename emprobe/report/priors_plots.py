@@ -35,7 +35,7 @@ def draw_predictors(case: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def draw_layers(case: Mapping[str, Any], source: str = "base", *, ax: Axes | None = None) -> Axes:
+def draw_prior_layers(case: Mapping[str, Any], source: str = "base", *, ax: Axes | None = None) -> Axes:
     """R2 at every layer: principal directions (red) and as many random ones (blue), linear, by position; dotted, the best baselines."""
     ax = _axes(ax)
     rows = [row for row in case["predictors"] if row.get("source") == source and not row["squared"]]
@@ -71,7 +71,7 @@ def priors_figure(result: Mapping[str, Any]) -> Figure:
     for case, row in zip(cases, axes, strict=True):
         draw_predictors(case, ax=row[0])
         for source, ax in zip(sources, row[1:], strict=True):
-            draw_layers(case, source, ax=ax)
+            draw_prior_layers(case, source, ax=ax)
         row[-1].legend(fontsize=6.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=4)
         for ax, title in zip(row, ("predictors", *sources), strict=True):
             ax.set_title(f"{case['name']}: {title}", fontsize=8.5, loc="left")
