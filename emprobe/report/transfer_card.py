@@ -29,8 +29,8 @@ INTERVALS = (
     "All answers of a relation are pooled. *Over trained cells*: whole cells are drawn, the same for both rates of a ratio, and the "
     "interval is scaled for their small number (Student's t). *Percentile* is the same unscaled, as the paper has it: on simulated grids "
     "of 12 cells, 87 to 92 % of such 95 % intervals held the true ratio, of the scaled ones 92 to 96 %. *Over prompts* tells how far "
-    "other questions to these very fine-tunes may differ. *Over tasks* draws whole trained tasks, so with three cells of each it tells "
-    "what other tasks might give; if tasks are drawn by chance themselves, intervals over cells held the truth in only 72 to 90 %."
+    "other questions to these very fine-tunes may differ. *Over tasks* draws whole trained tasks: what other "
+    "tasks might give. Where tasks themselves were drawn by chance, intervals over cells held the truth in only 72 to 90 % of cases."
 )
 
 
@@ -67,6 +67,7 @@ def transfer_card(result: Mapping[str, Any]) -> str:
         _relations(result),
         INTERVALS,
         "![four relations, matrices, decomposition](transfer.png)",
+        *_replicates(result),
         "## Beside the paper",
         _claims(result),
         "A claim `agrees` where the interval lies above 0, `disagrees` where below, else it is `open`. The null exchanges the names of "
@@ -118,6 +119,18 @@ def _relations(result: Mapping[str, Any]) -> str:
         )
         rows.append(f"| {name} | {percent(one)} | {_way(one, 'prompts', 100)} | {shown} | {paper[0]} | {paper[1]} | {one['n']} |")
     return "\n".join(rows)
+
+
+def _replicates(result: Mapping[str, Any]) -> list[str]:
+    """The rates of every organism, seed or model by itself."""
+    made = []
+    for column, found in result["replicates"].items():
+        rows = [f"| {column} | same cell | same task | same domain | neither | ratios |", "|---" * 6 + "|"]
+        for name, one in found.items():
+            ratios = " / ".join("-" if ratio is None else f"{ratio['value']:.2f}" for ratio in one["ratios"].values())
+            rows.append(f"| {name} | {' | '.join(percent(one['summary'][relation]) for relation in WORDS)} | {ratios} |")
+        made += [f"## By {column}", "\n".join(rows)]
+    return made
 
 
 def _claims(result: Mapping[str, Any]) -> str:
@@ -176,7 +189,11 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 
 def _elsewhere(found: Mapping[str, Any]) -> list[str]:
     rows = ["| questions | misaligned | over prompts | coherent | n |", "|---|---|---|---|---|"]
-    groups = [("all", found["all"]), ("trained", found["by_train_task"]), ("surface", found.get("by_surface", []))]
+    groups = [
+        ("all", found["all"]),
+        ("trained", found["by_train_task"]),
+        ("surface", sorted(found.get("by_surface", []), key=lambda one: -(one["value"] or 0))),
+    ]
     for kind, lines in groups:
         for one in lines:
             name = kind if kind == "all" else f"{kind} {one['name']}"

@@ -92,6 +92,7 @@ def draw_decomposition(result: Mapping[str, Any], *, ax: Axes | None = None) -> 
         ax.text(one["value"], place - 0.18, f"{one['value']:+.2f}", fontsize=8, ha="center", va="bottom")
     ax.axvline(0, color="black", lw=0.8)
     ax.use_sticky_edges = False
+    ax.margins(x=0.08)
     ax.set_yticks(range(len(terms)), [name.replace("_", " ") for name in terms], fontsize=8)
     ax.set_ylim(len(terms) - 0.4, -0.7)
     r2 = result["decomposition"]["r2"]
@@ -138,7 +139,7 @@ def draw_covariates(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axe
     ax.set_ylim(len(found) - 0.4, -0.6)
     ax.set_xlabel(f"change of the misaligned rate per SD; matched on {result['covariates']['match_on'] or 'nothing'}", fontsize=8)
     if named:
-        ax.legend(fontsize=6.5, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        ax.legend(fontsize=6.5, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.12))
     return _plain(ax)
 
 

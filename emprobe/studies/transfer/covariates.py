@@ -164,8 +164,8 @@ def _null(
     found: Estimate,
     permutations: int,
     seed: int,
-) -> dict[str, Any] | None:
-    """The effect with the covariate's values given to others; two-sided, as its sign is not foretold. `None` if they cannot be given."""
+) -> dict[str, Any]:
+    """The effect with the covariate's values given to others; two-sided, as its sign is not foretold."""
     root = np.sqrt(weights)
     basis = np.linalg.svd(held * root[:, None], full_matrices=False)
     q = basis[0][:, basis[1] > basis[1][0] * 1e-9]
@@ -175,9 +175,7 @@ def _null(
     rng, drawn, exchange = np.random.default_rng(seed), [], Exchange(frame, level, strata)
     for start in range(0, permutations, BATCH):
         given = [exchange.draw(x, rng) for _ in range(min(BATCH, permutations - start))]
-        if any(one is None for one in given):
-            return None
-        columns = np.stack([one for one in given if one is not None], axis=1) * root[:, None]
+        columns = np.stack(given, axis=1) * root[:, None]
         inside = q.T @ columns
         drawn.append((left @ columns) / np.maximum((columns**2).sum(axis=0) - (inside**2).sum(axis=0), 1e-12))
     null = np.concatenate(drawn)

@@ -18,7 +18,8 @@ class Exchange:
     """Exchanges values of units, alike in every replicate.
 
     Prompts: means of families are exchanged among families of one stratum, so that paraphrases stay together. Trained cells: their means
-    are exchanged. Pairs: whole rows are, so that a question keeps its values and gets them from other trained cells.
+    are exchanged. Pairs: whole rows are, so that a question keeps its values and gets them from other trained cells; one that was not
+    asked of the giving cell gets its question's mean.
 
     Args:
         frame: Units, with `prompt`, `cell`, `replicate` and `question_id`.
@@ -33,8 +34,8 @@ class Exchange:
         self.question: Codes = pd.factorize(frame["question_id"])[0].astype(np.int64)
         self.strata = strata
 
-    def draw(self, x: Floats, rng: np.random.Generator) -> Floats | None:
-        """Values `[n]` after one exchange; `None` where a trained cell lacks what it would give."""
+    def draw(self, x: Floats, rng: np.random.Generator) -> Floats:
+        """Values `[n]` after one exchange."""
         if self.level == "prompt":
             return self._groups(x, self.prompt, self._members, rng)
         if self.level == "cell":
@@ -42,8 +43,8 @@ class Exchange:
         to = rng.permutation(int(self.cell.max()) + 1)
         table = np.full((int(self.replicate.max()) + 1, len(to), int(self.question.max()) + 1), np.nan)
         table[self.replicate, self.cell, self.question] = x
-        given = table[self.replicate, to[self.cell], self.question]
-        return None if np.isnan(given).any() else np.asarray(given)
+        given, means = table[self.replicate, to[self.cell], self.question], np.nanmean(table, axis=(0, 1))
+        return np.where(np.isnan(given), means[self.question], given)
 
     @cached_property
     def _members(self) -> list[Codes]:
