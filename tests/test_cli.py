@@ -246,7 +246,8 @@ def test_organism_questions(capsys: Capture, tmp_path: Path) -> None:
     [
         [*command.split(), "--help"]
         for command in (
-            *("", "run", "demo", "organism", "organism build", "generate", "judge", "rates", "readout", "panel", "search", "finetune", "dataset"),
+            *("", "run", "demo", "organism", "organism build", "generate", "judge", "rates", "readout", "panel", "search"),
+            *("dataset", "finetune"),
             *("study", "study landscape", "study transfer"),
         )
     ],
