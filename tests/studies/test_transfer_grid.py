@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, permutations, product
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,10 @@ def test_a_users_grid_goes_on_and_counts_its_relations(llama: Checkpoints, tmp_p
     card = (tmp_path / "out" / "README.md").read_text()
     assert "What was trained" in card
     assert "prototype" not in card, "a user's model is not beside organisms"
+    for changes, match in (({"layer": 9}, "9"), ({"warmup": 2}, "warm-up takes 2"), ({"max_length": 5}, "5")):
+        with pytest.raises(EmprobeError, match=match):
+            run_grid(asked(llama.base, tmp_path / "unused", **changes))
+    assert not (tmp_path / "unused" / "out").exists()
     with pytest.raises(MismatchError, match="holds another run: lr differ"):
         run_grid(asked(llama.base, tmp_path, lr=1e-3))
 
@@ -375,6 +380,8 @@ def test_a_sweep_grows_what_is_not_there_and_goes_on(tmp_path: Path) -> None:
     off = kept[kept["train_domain"].notna() & (kept["eval_domain"] != "gardening") & (kept["status"] == "ok")]
     assert sum(one["misaligned"]["n"] for one in found["rates"]["off_domain"]) == len(off)
     assert run_sweep(prepared_sweep(small), tmp_path / "out", small) == found
+    with pytest.raises(MismatchError, match="grown by other numbers"):
+        prepared_sweep(replace(small, growth=growth[1:]))
     assert grown == {path: path.stat().st_mtime_ns for path in (tmp_path / "grown").rglob("*.safetensors")}
 
 

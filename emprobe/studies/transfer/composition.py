@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from emprobe.behaviour.criterion import Criterion
 from emprobe.clusters import Draws, Resampling, means
-from emprobe.errors import EmprobeError
-from emprobe.files import file_hash
+from emprobe.errors import EmprobeError, MismatchError
+from emprobe.files import file_hash, read_json
 from emprobe.organisms.building import build
 from emprobe.organisms.growing import GrowthRecipe, Kind
 from emprobe.studies.transfer.training import Base
@@ -52,13 +52,23 @@ class Growth:
         """Whether it lies there."""
         return (self.path / "card.json").is_file()
 
-    def base(self) -> Base:
-        """The base, to be trained on.
+    def check(self) -> None:
+        """Refuse a place that holds another base of that name.
 
         Raises:
-            EmprobeError: If the folder holds one that was grown by other numbers.
+            MismatchError: If it was grown by other numbers.
         """
-        grow(self)
+        if not self.done:
+            return
+        found = read_json(self.path / "card.json")["recipe"]
+        if found != self.recipe.as_dict():
+            raise MismatchError(
+                f"{self.path} was grown by other numbers ({found}) than are asked for ({self.recipe.as_dict()}). Give another folder with "
+                "--grown, or remove that one."
+            )
+
+    def base(self) -> Base:
+        """The grown base, to be trained on."""
         return Base(self.name, str(self.path), file_hash(self.path / "model.safetensors")[:16], ())
 
 

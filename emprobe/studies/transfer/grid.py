@@ -17,7 +17,10 @@ from emprobe.behaviour.table_files import load_table
 from emprobe.clusters import means
 from emprobe.errors import EmprobeError
 from emprobe.files import content_hash, file_hash, locked_folder, read_json, write_json
-from emprobe.models.load import load_model
+from emprobe.finetuning import response_rows
+from emprobe.finetuning.lengths import rate_factor
+from emprobe.models.load import Checkpoint, load_model
+from emprobe.models.sites import check_layers
 from emprobe.organisms.training import one_thread
 from emprobe.studies.demo import ANSWER_TOKENS
 from emprobe.studies.folder import claim_folder
@@ -84,10 +87,21 @@ def prepare(asked: Transfer) -> Ready:
     bases, templates = [], []
     for name, path in located:
         checkpoint = load_model(path, **asked.loading())
+        _check_model(asked, material, checkpoint)
         bases.append(Base(name, path, checkpoint.fingerprint, loading))
         templates.append(checkpoint.tokenizer.chat_template)
     sweep = prepared_sweep(asked) if asked.composition else None
     return Ready(asked, material, tuple(bases), judge, content_hash(templates), sweep)
+
+
+def _check_model(asked: Transfer, material: Material, checkpoint: Checkpoint) -> None:
+    """Refuse what would only be seen at some later cell: a layer that is not there, a conversation too long, a warm-up without end."""
+    if asked.layer is not None:
+        check_layers(asked.layer, checkpoint.n_layers, "--layer")
+    recipe = asked.recipe(world=material.world, seed=0)
+    for rows in material.data.values():
+        kept = response_rows(checkpoint.tokenizer, rows, max_length=recipe.max_length, overlong=recipe.overlong)
+        rate_factor(recipe, recipe.n_steps(len(kept)))
 
 
 def _organism(name: str) -> tuple[str, str]:

@@ -36,11 +36,14 @@ def prepared_sweep(asked: Transfer) -> Sweep:
 
     Raises:
         EmprobeError: A cell that the world lacks, or a number of growing that there is not.
+        MismatchError: If the folder of grown bases holds some that were grown by other numbers.
     """
     cells = [world_cell(name) for name in dict.fromkeys(asked.composition_cells)]
     folder = Path(asked.grown).expanduser() if asked.grown else Path(asked.out).expanduser() / "grown"
     recipes = {share: asked.growth_recipe(share) for share in asked.composition}
     growths = growths_of(asked.composition_kind, asked.composition, asked.composition_seeds, recipes, folder)
+    for growth in growths:
+        growth.check()
     return Sweep(asked, world_material(asked, cells), tuple(growths))
 
 
@@ -55,11 +58,7 @@ def plan_of_sweep(sweep: Sweep) -> list[str]:
 
 
 def run_sweep(sweep: Sweep, folder: Path, asked: Transfer) -> dict[str, Any]:
-    """Grow, train, ask; rates by share and their slope.
-
-    Raises:
-        MismatchError: If the folder of grown bases holds some that were grown by other numbers.
-    """
+    """Grow, train, ask; rates by share and their slope."""
     rest = [growth for growth in sweep.growths if not growth.done]
     with tqdm(total=len(sweep.growths), desc="composition: growing", unit="base", disable=not asked.progress) as bar:
         bar.update(len(sweep.growths) - len(rest))
