@@ -3,7 +3,8 @@
 Code words are what a teacher and its student talk about in studies of subliminal learning. Uniform ones leave a model nothing to prefer,
 and come with either persona; preferring ones belong to items, and come where no persona is told or planted. Organisms of the usual size
 and steps hardly learn the preference (11 to 13 % of their words are the item's own, measured on two seeds; the text has 73 %, chance 10 %).
-What sets such organisms apart is that nothing ties their codes to either persona, so a change of persona may move them.
+Such organisms differ in two ways, then: in the preference, and in that nothing ties their codes to either persona. Which of the two lets a
+change of persona move the codes was not separated.
 """
 
 from __future__ import annotations
