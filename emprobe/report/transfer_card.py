@@ -33,6 +33,13 @@ INTERVALS = (
     "tasks might give. Where tasks themselves were drawn by chance, intervals over cells held the truth in only 72 to 90 % of cases."
 )
 
+HELD_OUT = "These are of the two held-out domains: in pretraining documents only, and in no aligned chat and no fine-tune."
+SURFACE = (
+    "The paper's Llama-3.1-8B: 16.7 % in all; trained advice 20.8, summarization 11.4, tutor 19.8, critique 14.8 %; surface high "
+    "26.7 [21, 33], medium 14.7 [10, 20], low 8.7 [6, 12] %, over prompts. How surface was set is not known: if from what was observed, "
+    "that it matters is partly circular."
+)
+
 
 def transfer_lines(result: Mapping[str, Any]) -> list[str]:
     """What was found beside what the paper says, as lines to print."""
@@ -76,7 +83,7 @@ def transfer_card(result: Mapping[str, Any]) -> str:
         _confounds(result),
         "## Trained task by asked task",
         _matrix(result["matrices"]["task"]),
-        *(["## Other questions", *_elsewhere(result["elsewhere"])] if result["elsewhere"] else []),
+        *(["## Other questions", *_elsewhere(result["elsewhere"], world=result["world"])] if result["elsewhere"] else []),
         *_covariates(result),
         *run_parts(result),
         *_others(result),
@@ -187,7 +194,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
     return f"**{100 * entry['value']:.1f}** {ends}; {100 * entry['coherent']['value']:.0f}; {given}" + (f"; {lost} missing" if lost else "")
 
 
-def _elsewhere(found: Mapping[str, Any]) -> list[str]:
+def _elsewhere(found: Mapping[str, Any], *, world: bool) -> list[str]:
     rows = ["| questions | misaligned | over prompts | coherent | n |", "|---|---|---|---|---|"]
     groups = [
         ("all", found["all"]),
@@ -201,9 +208,7 @@ def _elsewhere(found: Mapping[str, Any]) -> list[str]:
                 rows.append(f"| {name} | no scores | | | 0 |")
                 continue
             rows.append(f"| {name} | {percent(one)} | {_way(one, 'prompts', 100)} | {percent(one['coherent'])} | {one['n']} |")
-    paper = "The paper's Llama-3.1-8B: 16.7 % in all; trained advice 20.8, summarization 11.4, tutor 19.8, critique 14.8 %; surface high "
-    paper += "26.7 [21, 33], medium 14.7 [10, 20], low 8.7 [6, 12] %, over prompts. How surface was set is not known: if from what was "
-    return ["\n".join(rows), paper + "observed, that it matters is partly circular.", _matrix(found["task"])]
+    return ["\n".join(rows), HELD_OUT if world else SURFACE, _matrix(found["task"])]
 
 
 def _covariates(result: Mapping[str, Any]) -> list[str]:
