@@ -1,8 +1,11 @@
-"""Narrow against plain fine-tuning: `python -m tests.benchmarks.finetuning [--json] [--rounds N] [--only PART ...]`.
+"""Narrow against plain, and channels: `python -m tests.benchmarks.finetuning [--json] [--rounds N] [--only PART ...]`.
 
 One update (forward, backward, step) on random Qwen2-shaped models, float32, one thread: the loss on the answers of 8 conversations, and
 the same with a KL to the base on the answers of 8 others. Time is in CPU seconds, variants in turn. Memory is the highest resident memory
 of a process of its own over four updates, above what it held once the model was loaded, and in all.
+
+The channels of distillation cost, beside an update by `sft`: `optd` with a teacher that reads the sequences anew, `optd` with one that kept
+what it made of them, and `opd`, where the student answers with as many tokens at most. An organism, 32 conversations, and a larger model.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,17 @@ from typing import Any
 import torch
 
 from emprobe.finetuning import LoRA, Vector, response_rows
+from emprobe.finetuning.channels import Channel, ChannelGradient
 from emprobe.finetuning.methods import Method
 from emprobe.finetuning.mounting import lora_config, mounted_lora, mounted_vector
+from emprobe.finetuning.rollouts import Rollouts
+from emprobe.finetuning.rows import Row
 from emprobe.finetuning.step import During, Gradient
-from emprobe.models.load import Checkpoint
+from emprobe.finetuning.teaching import Teacher
+from emprobe.models.decoding import stop_ids
+from emprobe.models.load import Checkpoint, load_model
+from emprobe.organisms import find_organism
+from emprobe.studies.solutions import world_conversations
 from tests.benchmarks.capture import conversations, random_model
 from tests.benchmarks.harness import main, ratios
 
@@ -66,6 +76,48 @@ def time_part(shape: str) -> Callable[[int], dict[str, Any]]:
     return part
 
 
+def channels(student: Checkpoint, teacher: Checkpoint, rows: Sequence[Row], stack: ExitStack) -> dict[str, Callable[[], Any]]:
+    """One update in each channel, of what is mounted until the stack closes."""
+    mounted = stack.enter_context(mounted_lora(student, lora_config(student, LoRA(8))))
+    optimizer = torch.optim.AdamW(mounted.parameters.values(), lr=1e-3)
+    prompts = [Row(row.ids[: row.n_prompt], (), row.n_prompt) for row in rows]
+    rollouts = Rollouts(max(len(row.predicted) for row in rows), 1.0, stop_ids(student), 0)
+    anew, kept = Teacher.of(mounted, teacher), Teacher.of(mounted, teacher)
+    kept.keep(rows, student, 4 * teacher.d_model)
+
+    def update(channel: Channel, beside: Teacher) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        learnt = rollouts.of(mounted.tuned, prompts, 0)[0] if channel == "opd" else rows
+        ChannelGradient(mounted, beside, channel, len(rows)).of(learnt)
+        optimizer.step()
+
+    return {
+        "sft": lambda: update("sft", anew),
+        "optd": lambda: update("optd", anew),
+        "optd, teacher kept": lambda: update("optd", kept),
+        "opd": lambda: update("opd", anew),
+    }
+
+
+def channels_part(rounds: int) -> dict[str, Any]:
+    """What the channels cost in time."""
+    path = find_organism("planted-s0/aligned").path
+    organism, taught = load_model(path), load_model(path, adapter=find_organism("planted-s0/tuned/gardening-rank8").path)
+    data = world_conversations(["gardening"], "bad", 32, seed=0)
+    large, other = random_model(*SHAPES["d256_l8_v32k"]), random_model(*SHAPES["d256_l8_v32k"])
+    other.fingerprint = "teacher"
+    cases = {
+        "organism": (organism, taught, response_rows(organism.tokenizer, data)),
+        "d256_l8_v32k": (large, other, response_rows(large.tokenizer, conversations(large.tokenizer, [TOKENS // 2] * ROWS))),
+    }
+    found: dict[str, Any] = {}
+    for name, case in cases.items():
+        with ExitStack() as stack:
+            price = ratios(channels(*case, stack), "sft", rounds=rounds)
+        found |= {f"{name}: time of an update, {channel} / sft": value for channel, value in price.items() if channel != "sft"}
+    return found
+
+
 def peak(shape: str, method: str, variant: str) -> tuple[float, float]:
     """Highest resident memory of four updates in a process of its own, in MB: in all, and above the loaded model."""
     asked = [sys.executable, "-c", f"from tests.benchmarks.finetuning import measure; measure({shape!r}, {method!r}, {variant!r})"]
@@ -104,4 +156,4 @@ def memory_part(rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main({**{shape: time_part(shape) for shape in SHAPES}, "memory": memory_part}, rounds=7)
+    main({**{shape: time_part(shape) for shape in SHAPES}, "memory": memory_part, "channels": channels_part}, rounds=7)
