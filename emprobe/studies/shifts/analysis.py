@@ -47,7 +47,7 @@ def analyse(place: Place, sizes: Sequence[Size]) -> dict[str, Any]:
         "correlations": {name: _correlated(place, prompts, drawn, values) for name, values in similar.items()},
         "predicted": or_undefined(lambda: predicted(place)),
         "prompts": {n: [float(x) if np.isfinite(x) else None for x in v] for n, v in {"prompt_overlap": prompts, **similar}.items()},
-        "groups": by_group(place, {"prompt_overlap": prompts, **{n: v for n, v in similar.items() if np.isfinite(v).all()}}),
+        "groups": by_group(place, {n: similar[n] for n in ("mean_cosine", "centred_fraction") if np.isfinite(similar[n]).all()}),
     }
 
 
