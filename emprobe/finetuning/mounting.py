@@ -55,6 +55,11 @@ class _Session:
     hooked: Hooked | None = None
     adapter: str = "on"
     plans: tuple[Any, ...] = ()
+    lines: tuple[Any, ...] = ()
+
+    def as_dict(self) -> list[dict[str, Any]]:
+        """Nothing is edited here that a receipt could tell of."""
+        return []
 
 
 @contextmanager
