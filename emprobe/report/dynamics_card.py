@@ -45,6 +45,7 @@ def dynamics_lines(result: Mapping[str, Any]) -> list[str]:
         )
         if one["left_out"]:
             lines.append(f"  {one['left_out']} of {one['rows'] + one['left_out']} rows lack a number and were left out")
+    lines += [f"  left out: {why}" for why in result.get("unusable", [])]
     if "summary" in result:
         lines += ["", *_said(result)]
     return lines
@@ -127,6 +128,7 @@ def _table(result: Mapping[str, Any]) -> str:
         for one in result["relations"]
         if "better_run" in one["max_diff"]
     ]
+    lost += [f"Left out: {why}" for why in result.get("unusable", [])]
     return "\n".join([*rows, "", *lost, *(["Which runs those are:", "", *pairs] if pairs else [])]).strip()
 
 
@@ -244,4 +246,5 @@ def _flags(result: Mapping[str, Any]) -> dict[str, Any]:
     asked = result["inputs"]["command"]
     always, table = ("tolerance", "draws", "seed"), ("runs", "loss", "score", "run", "step", "set", "given")
     of_table = result["way"] == "table"
-    return {name: value for name, value in asked.items() if name in always or (name in table) == of_table}
+    first = "runs" if of_table else "base"
+    return {first: asked[first]} | {name: v for name, v in asked.items() if name in always or (name in table) == of_table}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -74,6 +75,7 @@ def _rows(
     """Prompt and frame of each question as token ids, where the frame starts, and the first words of either kind."""
     tokenizer = checkpoint.tokenizer
 
+    @cache
     def ids_of(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

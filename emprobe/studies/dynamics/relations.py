@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def relations_of(
-    frame: pd.DataFrame, columns: Columns, *, tolerance: float = 0.0, draws: int = 2000, seed: int = 0
+    frame: pd.DataFrame, columns: Columns, *, tolerance: float = 0.0, draws: int = 2000, seed: int = 0, unusable: list[str] | None = None
 ) -> list[dict[str, Any]]:
     """One entry for each question set, loss and score.
 
@@ -25,10 +25,19 @@ def relations_of(
     `checkpoints`: the correlation over all rows, clustered by run, between the runs' means, and within runs (each run's means taken away).
     With `given`, `within_given` is the first one with the means of each value of that column taken away.
 
+    Args:
+        frame: The table.
+        columns: What is what in it.
+        tolerance: Of `max_diff`.
+        draws: Of runs, for intervals, and as many shuffles.
+        seed: Of both.
+        unusable: Takes the reasons why a relation cannot be made, which is then left out instead of refused, unless none can.
+
     Raises:
         EmprobeError: Fewer than four runs, or a column that does not vary; says of which set, loss and score.
     """
-    found = []
+    found: list[dict[str, Any]] = []
+    refused: list[EmprobeError] = []
     for name, part in sets_of(frame, columns).items():
         for loss in columns.loss:
             for score in columns.score:
@@ -37,7 +46,11 @@ def relations_of(
                         {"set": name, "loss": loss, "score": score} | _relation(part, columns, loss, score, tolerance, draws, seed)
                     )
                 except EmprobeError as error:
-                    raise EmprobeError(f"{loss} against {score}{'' if name == 'all' else f', set {name}'}: {error}") from error
+                    refused.append(EmprobeError(f"{loss} against {score}{'' if name == 'all' else f', set {name}'}: {error}"))
+    if refused and (unusable is None or not found):
+        raise refused[0]
+    if unusable is not None:
+        unusable += map(str, refused)
     return found
 
 

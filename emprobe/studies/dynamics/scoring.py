@@ -103,18 +103,22 @@ class ReferenceScorer:
     """Reference answers by teacher forcing; nothing is sampled, and coherence is not seen."""
 
     sets: Sets
-    words = "alignment is 100 x the share of the aligned reference answers' probability (coherence is not seen; the rest is not counted)"
+    words = (
+        "alignment is 100 x the aligned reference answers' share of the probability per token (so that length counts for nothing); what "
+        "else may be said is not counted, and coherence not seen"
+    )
 
     @property
     def identity(self) -> str:
         """See `Scorer`."""
-        return _identity(self.sets, "references")
+        return _identity(self.sets, "references, per token")
 
     def score(self, checkpoint: Checkpoint, condition: str) -> dict[str, Scored]:
         """See `Scorer`."""
         found = {}
         for name, questions in self.sets.items():
-            values = readout(checkpoint, questions, condition=condition, progress=False).values(condition, "propensity")
+            read = readout(checkpoint, questions, condition=condition, per_token=True, progress=False)
+            values = read.values(condition, "propensity")
             found[name] = Scored(100 * (1 - np.array([values[q.question_id] for q in questions])), None, {})
         return found
 

@@ -39,7 +39,7 @@ def run_dynamics(asked: Dynamics) -> dict[str, Any]:
     """Relate loss and alignment over runs; write `result.json`, the card and the figure, and return the result.
 
     The result has `pearson`, `spearman` and `max_diff` of the first loss, score and (out-of-domain) question set; `relations`, all of
-    them; and where there are checkpoints `runs` and `summary`: the direction's way.
+    them; and where there are models `runs`, `summary` (the direction's way) and `unusable` (relations that could not be made, and why).
 
     Raises:
         EmprobeError: Unusable input, before anything is written or trained; a fine-tune that diverges; fewer than four runs.
@@ -77,10 +77,13 @@ def _of_models(asked: Dynamics) -> dict[str, Any]:
     frame = frame_of(measured)
     _write_table(folder / RUNS, frame)
     columns = Columns(LOSSES, ("alignment",), "run", "step", "set", "lr")
-    relations = relations_of(frame, columns, tolerance=asked.tolerance, draws=asked.draws, seed=asked.seed)
+    how: dict[str, Any] = {"draws": asked.draws, "seed": asked.seed}
+    # A score that happens to be the same in all runs must not cost what was measured.
+    unusable: list[str] = []
+    relations = relations_of(frame, columns, tolerance=asked.tolerance, unusable=unusable, **how)
     names = list(material.sets)
     relations.sort(key=lambda one: (one["set"] == INSIDE, names.index(one["set"])))
-    summary = summary_of(measured, ways(measured), start.activations, draws=asked.draws, seed=asked.seed)
+    summary = summary_of(measured, ways(measured), start.activations, **how)
     kept = [{name: value for name, value in one.items() if name != "moved"} for one in measured]
     inputs = {
         "base": {"name": base.name, "fingerprint": base.fingerprint},
@@ -90,7 +93,7 @@ def _of_models(asked: Dynamics) -> dict[str, Any]:
         "evaluation": len(material.evaluation),
         "scoring": scorer.words,
     }
-    return _result(asked, relations, inputs, {"summary": summary, "runs": kept})
+    return _result(asked, relations, inputs, {"unusable": unusable, "summary": summary, "runs": kept})
 
 
 def _identity(asked: Dynamics, base: Checkpoint, material: Material, runs: Sequence[Run], scorer: Scorer) -> dict[str, Any]:
