@@ -41,6 +41,9 @@ def covariate_effects(units: Units, match_on: str, *, bins: int = 5, permutation
     (of the same bin where matched; families together), other trained cells, or both cells' pairs. `halves` is the same for the covariate
     cut at its median: upper minus lower half.
 
+    In 60 simulated grids where solvability drove both room and misalignment and room did nothing, room alone seemed to do .11 a standard
+    deviation and no interval held 0; matched it did -.003, 97 % of intervals held 0, and 5 % of nulls gave p < .05.
+
     Args:
         units: Answers with covariates.
         match_on: Name of the covariate to match on, such as `solvability`; if none is called so, nothing is matched, which is said.
