@@ -1,6 +1,26 @@
 """Every figure of the package: `draw_x(result, *, ax=None)` takes the record of a command and returns the Axes it drew on."""
 
+from emprobe.report.channels_plots import (
+    channels_figure,
+    draw_carried,
+    draw_projection,
+    draw_student_cosines,
+    draw_student_directions,
+    draw_subliminal,
+    draw_teacher_by_data,
+)
 from emprobe.report.digits_plots import draw_ghosts
+from emprobe.report.dynamics_plots import (
+    draw_alignment,
+    draw_checkpoints,
+    draw_components,
+    draw_correlations,
+    draw_local_cosine,
+    draw_max_diff,
+    draw_relation,
+    draw_way,
+    dynamics_figure,
+)
 from emprobe.report.landscape_plots import (
     draw_efficiency,
     draw_scaling,
@@ -35,9 +55,15 @@ from emprobe.report.transfer_plots import (
 from emprobe.report.transfer_run import draw_composition, draw_cosines, draw_directions, run_figure
 
 __all__ = [
+    "channels_figure",
+    "draw_alignment",
+    "draw_carried",
     "draw_certainty",
+    "draw_checkpoints",
+    "draw_components",
     "draw_composition",
     "draw_convergence",
+    "draw_correlations",
     "draw_cosines",
     "draw_covariates",
     "draw_decomposition",
@@ -47,7 +73,9 @@ __all__ = [
     "draw_efficiency",
     "draw_four_way",
     "draw_ghosts",
+    "draw_local_cosine",
     "draw_matrix",
+    "draw_max_diff",
     "draw_mean_shift",
     "draw_nulls",
     "draw_overlap",
@@ -56,17 +84,25 @@ __all__ = [
     "draw_predictors",
     "draw_prior_layers",
     "draw_profile",
+    "draw_projection",
     "draw_prompt_correlation",
     "draw_rates",
+    "draw_relation",
     "draw_reliability",
     "draw_scaling",
     "draw_sensitivity",
     "draw_shift_sizes",
     "draw_shift_subspace",
     "draw_stability",
+    "draw_student_cosines",
+    "draw_student_directions",
+    "draw_subliminal",
     "draw_surface",
+    "draw_teacher_by_data",
+    "draw_way",
     "draw_weight",
     "draw_without_kl",
+    "dynamics_figure",
     "figure",
     "grid_figure",
     "landscape_figure",
