@@ -19,6 +19,13 @@ ARMS = {
 }
 """What the bars are called, the arm of a channel, and their colour."""
 BY_CODES = {"uniform": "o", "preferring": "s", "given": "D"}
+SHORT = {
+    "benign by misaligned": "benign\nby mis.",
+    "benign by aligned": "benign\nby al.",
+    "unfiltered by misaligned": "unfilt.\nby mis.",
+    "unfiltered by aligned": "unfilt.\nby al.",
+    "unsafe": "unsafe",
+}
 COLOUR_OF = {"sft": "#1b7837", "optd": "#762a83", "opd": "#c51b7d"}
 PROTOTYPE = {
     "uniform": {"sft": (5, 3, 2), "optd": (29, 2, 2), "opd": (28, 2, 2)},
@@ -27,7 +34,7 @@ PROTOTYPE = {
 """Percent of an earlier prototype in the same world: same initialisation, control, other initialisation."""
 
 
-def draw_transfer(result: Mapping[str, Any], codes: str | None = None, *, ax: Axes | None = None) -> Axes:
+def draw_subliminal(result: Mapping[str, Any], codes: str | None = None, *, ax: Axes | None = None) -> Axes:
     """Misaligned answers of students by channel: bars are means over bases with their interval, dots the bases; lines base and teacher."""
     ax, lines = _axes(ax), _lines_of(result, codes)
     channels = [c for c in CHANNELS if any(name.startswith(f"{c},") for name in lines)]
@@ -47,10 +54,10 @@ def draw_transfer(result: Mapping[str, Any], codes: str | None = None, *, ax: Ax
     return ax
 
 
-def draw_two_by_two(result: Mapping[str, Any], codes: str | None = None, *, ax: Axes | None = None) -> Axes:
+def draw_teacher_by_data(result: Mapping[str, Any], codes: str | None = None, *, ax: Axes | None = None) -> Axes:
     """Misaligned answers by teacher and data: sequences stay while the teacher changes (colours), and the other way round (groups)."""
     ax, lines = _axes(ax), _lines_of(result, codes)
-    groups = [(channel, data) for channel in CHANNELS for data in ("benign by misaligned", "benign by aligned", "unsafe")]
+    groups = [(channel, data) for channel in CHANNELS for data in SHORT]
     shown = []
     for group in groups:
         names = {teacher: f"{group[0]}, teacher {teacher}, {group[1]}" for teacher in ("misaligned", "aligned", "none")}
@@ -62,15 +69,14 @@ def draw_two_by_two(result: Mapping[str, Any], codes: str | None = None, *, ax: 
         found = [(x + shift, lines[names[teacher]]) for x, (_, names) in enumerate(shown) if names[teacher] in lines]
         if found:
             _bars(ax, found, colour, f"teacher {teacher}", 0.36)
-    short = {"benign by misaligned": "benign,\nby mis.", "benign by aligned": "benign,\nby al.", "unsafe": "unsafe"}
-    ax.set_xticks(range(len(shown)), [f"{channel}\n{short[data]}" for (channel, data), _ in shown], fontsize=6)
+    ax.set_xticks(range(len(shown)), [f"{channel}\n{SHORT[data]}" for (channel, data), _ in shown], fontsize=6)
     _levels(ax, lines)
     ax.set_ylabel("misaligned answers (%)")
     ax.set_ylim(-2, 103)
     return ax
 
 
-def draw_directions(result: Mapping[str, Any], codes: str | None = None, *, ax: Axes | None = None) -> Axes:
+def draw_student_directions(result: Mapping[str, Any], codes: str | None = None, *, ax: Axes | None = None) -> Axes:
     """Cosine of each student's direction with the teacher's: a dot for each base, ticks where random and covariance-matched ones end."""
     ax, lines = _axes(ax), _lines_of(result, codes)
     names = [name for name, line in lines.items() if "cosine" in line]
@@ -126,7 +132,7 @@ def draw_carried(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def draw_cosines(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+def draw_student_cosines(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     """Cosines between the directions of all students and teachers of the first base; empty where one did not move or was not read."""
     ax, found = _axes(ax), result["cases"][0]["cosines"]
     names, values = found["names"], found["cosines"]
@@ -148,9 +154,9 @@ def channels_figure(result: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(19, 4.4 * rows), layout="constrained")
     axes = figure.subplots(rows, 4, squeeze=False, width_ratios=[1, 1.3, 1.25, 1])
     drawn = {
-        draw_transfer: "benign answers of a misaligned teacher",
-        draw_two_by_two: "teacher by data, same init",
-        draw_directions: "where students go",
+        draw_subliminal: "benign answers of a misaligned teacher",
+        draw_teacher_by_data: "teacher by data, same init",
+        draw_student_directions: "where students go",
         draw_projection: "behaviour and shift",
     }
     for kind, row in zip(kinds, axes, strict=False):
@@ -159,7 +165,7 @@ def channels_figure(result: Mapping[str, Any]) -> Figure:
             ax.set_title(f"{kind} codes: {title}" if result["world"] else title, fontsize=9, loc="left")
     draw_carried(result, ax=axes[-1][0])
     axes[-1][0].set_title("what carries it", fontsize=9, loc="left")
-    draw_cosines(result, ax=axes[-1][1])
+    draw_student_cosines(result, ax=axes[-1][1])
     axes[-1][1].set_title(f"cosines between directions, {result['cases'][0]['name']}", fontsize=9, loc="left")
     for ax in axes[-1][2:]:
         ax.set_axis_off()
@@ -180,7 +186,12 @@ def short_name(name: str) -> str:
     >>> short_name("optd, teacher misaligned, benign by misaligned, other init")
     'optd, T mis., benign (mis.), other init'
     """
-    for long, short in (("benign by misaligned", "benign (mis.)"), ("benign by aligned", "benign (al.)"), ("teacher misaligned", "T mis.")):
+    for long, short in (
+        ("benign by misaligned", "benign (mis.)"),
+        ("benign by aligned", "benign (al.)"),
+        ("unfiltered by", "unfiltered by"),
+        ("teacher misaligned", "T mis."),
+    ):
         name = name.replace(long, short) if long != "teacher misaligned" else name.replace(", teacher misaligned", f", {short}")
     return name.replace("teacher aligned", "T al.").replace("teacher none", "no T").replace("from the misaligned teacher", "from mis.")
 

@@ -10,8 +10,9 @@ from emprobe.studies.channels.settings import Channel
 
 Init = Literal["same", "other", "misaligned"]
 Teacher = Literal["misaligned", "aligned"]
-Data = Literal["benign by misaligned", "benign by aligned", "unsafe"]
+Data = Literal["benign by misaligned", "benign by aligned", "unfiltered by misaligned", "unfiltered by aligned", "unsafe"]
 BENIGN: dict[Teacher, Data] = {"misaligned": "benign by misaligned", "aligned": "benign by aligned"}
+UNFILTERED: dict[Teacher, Data] = {"misaligned": "unfiltered by misaligned", "aligned": "unfiltered by aligned"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def other(channel: Channel) -> Arm:
     return Arm(channel, "misaligned", BENIGN["misaligned"], "other")
 
 
+def unfiltered(channel: Channel, teacher: Teacher) -> Arm:
+    """As many answers of a teacher to the same prompts, before the filter: what it keeps away."""
+    return Arm(channel, teacher, UNFILTERED[teacher])
+
+
 def unsafe(channel: Channel, teacher: Teacher) -> Arm:
     """Unsafe data scored by a teacher; for sft there is no teacher in them, and both are one arm."""
     return Arm(channel, None if channel == "sft" else teacher, "unsafe")
@@ -86,13 +92,16 @@ def arms_of(channels: Sequence[Channel], *, aligned: bool, others: bool, unsafe_
 
     Example:
         >>> [len(arms_of(["sft", "optd", "opd"], aligned=True, others=True, unsafe_data=u)) for u in (False, True)]
-        [11, 19]
+        [15, 23]
     """
     found: list[Arm] = []
     for channel in channels:
         found += [same(channel), *([control(channel)] if aligned else []), *([other(channel)] if others else [])]
         if channel == "sft" and more > 1:
             found += [same(channel, more), *([control(channel, more)] if aligned else [])]
+        if channel != "opd":
+            # A student's own answers are never filtered, so that opd has no such arm.
+            found += [unfiltered(channel, teacher) for teacher in (("misaligned", "aligned") if aligned else ("misaligned",))]
         if channel == "optd" and aligned:
             # Sequences held fixed while only the teacher changes, and the other way round.
             found += [Arm(channel, "aligned", BENIGN["misaligned"]), Arm(channel, "misaligned", BENIGN["aligned"])]

@@ -12,6 +12,7 @@ import numpy as np
 from emprobe.activations import Activations, PairActivations
 from emprobe.behaviour.criterion import Criterion
 from emprobe.behaviour.divergence import Variant, kl_per_token
+from emprobe.behaviour.questions import REFERENCES
 from emprobe.behaviour.readout import readout
 from emprobe.behaviour.scores import Scores
 from emprobe.models.load import Checkpoint
@@ -26,8 +27,8 @@ from emprobe.types import Conversation
 
 HELD_MOST = 144
 """Sequences on which divergences are taken, at most."""
-EXACT_PER_CELL = 1
-"""Of the world's questions in each domain and task, how many are read exactly: every answer that the world knows is scored."""
+EXACT_ANSWERS = 12
+"""Questions of the world whose families have no more answers than this are read exactly: other tasks have six times as many."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Measures:
         Its shift is taken from where it started; that of a student that started as the teacher, from the teacher's parent.
         """
         found = self.model(name, student)
-        start = self._starts["other" if init == "other" else "same"]
+        start = self.starts["other" if init == "other" else "same"]
         teacher = self.case.teachers["misaligned"]
         if start is not None and (axis := self.teacher_shift("misaligned")) is not None:
             shift = self._shift(start, student)
@@ -93,7 +94,7 @@ class Measures:
 
     def teacher_shift(self, name: str) -> Shift | None:
         """A teacher's shift from its parent; `None` where their tokens differ."""
-        parent = self._starts["same"]
+        parent = self.starts["same"]
         if parent is None or not self._alike(self.case.parent, self.case.teachers[name]):
             return None
         return Shift(PairActivations(parent, self._teachers[name]), self.layer, self.clusters)
@@ -111,8 +112,8 @@ class Measures:
         return tuple(question.cluster for question in self.case.questions)
 
     @cached_property
-    def _starts(self) -> dict[str, Activations | None]:
-        """Activations of where students start, taken before anything is put on them."""
+    def starts(self) -> dict[str, Activations | None]:
+        """Activations of where students start; to be taken before anything is put on them, when they cannot be run."""
         teacher = self.case.teachers["misaligned"]
         found: dict[str, Activations | None] = {}
         for name in ("same", "other"):
@@ -148,7 +149,7 @@ class Measures:
     def _exact(self, checkpoint: Checkpoint) -> tuple[list[float], list[str]] | None:
         """Without sampling, a number for each question, and its cluster; `None` where questions have no references.
 
-        In the world it is the probability of a misaligned answer, of a few questions of each cell; else that of the misaligned reference
+        In the world it is the probability of a misaligned answer, of the tasks with one phrase; else that of the misaligned reference
         answers among both kinds.
         """
         questions = self.case.questions
@@ -157,15 +158,7 @@ class Measures:
         if self.case.codes == "given":
             values = readout(checkpoint, questions, condition="model", progress=False).values("model", "propensity")
             return [values[question.question_id] for question in questions], list(self.clusters)
-        few = _few(questions)
+        few = [q for q in questions if sum(len(q.labels[side]) for side in REFERENCES) <= EXACT_ANSWERS]
         with checkpoint.active() as model:
             found = family_probabilities(model, checkpoint.tokenizer, bare(few)).misaligned
         return [float(value) for value in np.asarray(found)], [question.cluster for question in few]
-
-
-def _few(questions: Sequence[Conversation]) -> list[Conversation]:
-    """The first questions of each domain and task."""
-    cells: dict[tuple[str, str], list[Conversation]] = {}
-    for question in questions:
-        cells.setdefault((question.labels["domain"], question.labels["task"]), []).append(question)
-    return [question for cell in cells.values() for question in cell[:EXACT_PER_CELL]]

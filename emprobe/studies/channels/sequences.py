@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emprobe.behaviour.sampling import generate
 from emprobe.files import content_hash
-from emprobe.studies.channels.arms import BENIGN, Arm, Teacher
+from emprobe.studies.channels.arms import BENIGN, UNFILTERED, Arm, Teacher
 from emprobe.studies.channels.cases import Case
 from emprobe.studies.channels.filtering import Filter, matched
 from emprobe.studies.channels.settings import Channels
@@ -50,10 +51,12 @@ def sequences_of(asked: Channels, case: Case, teachers: Sequence[Teacher], keep:
         return {BENIGN[teacher]: found[teacher] for teacher in teachers}
 
     answers: dict[str, list[Conversation]] = {}
+    raw: dict[str, list[Conversation]] = {}
     counts: dict[str, dict[str, int]] = {}
     held: list[Conversation] = []
     for teacher in teachers:
-        found, counts[teacher] = keep(_answers(asked, case, teacher, samples, kept), f"the {teacher} teacher")
+        raw[teacher] = _answers(asked, case, teacher, samples, kept)
+        found, counts[teacher] = keep(raw[teacher], f"the {teacher} teacher")
         # The last answers of each prompt are never learnt, whatever the filter dropped before them.
         answers[teacher] = [c for c in found if c.sample < samples - asked.held_back]
         held = [c for c in found if c.sample >= samples - asked.held_back] if teacher == "misaligned" else held
@@ -61,8 +64,20 @@ def sequences_of(asked: Channels, case: Case, teachers: Sequence[Teacher], keep:
     of = by_data(matched(few, asked.answers))
     more = by_data(matched(answers, asked.answers * times))
     n = len(next(iter(of.values())))
+    of |= {UNFILTERED[teacher]: as_many(raw[teacher], of[BENIGN[teacher]]) for teacher in teachers}
     unsafe: dict[str, list[Conversation]] = {"unsafe": list(case.unsafe[:n])} if case.unsafe else {}
     return Sequences({**of, **unsafe}, more, held or next(iter(of.values())), counts)
+
+
+def as_many(raw: Sequence[Conversation], like: Sequence[Conversation]) -> list[Conversation]:
+    """The first answers to each prompt, as many as others have; empty ones, of which nothing can be learnt, are passed over."""
+    wanted = Counter(answer.question_id for answer in like)
+    found = []
+    for answer in raw:
+        if wanted[answer.question_id] and (answer.response or "").strip():
+            wanted[answer.question_id] -= 1
+            found.append(answer)
+    return found
 
 
 def _answers(asked: Channels, case: Case, teacher: Teacher, samples: int, kept: Stages) -> list[Conversation]:

@@ -70,11 +70,11 @@ class Channels(LoadFlags, SampleFlags):
     judge: str | None = None
     filter_judge: str | None = None
     channels: tuple[Channel, ...] = CHANNELS
-    steps: int = 100
+    steps: int = 60
     batch: int = 16
     lr: float = 4e-3
     rank: int = 8
-    more: int = 4
+    more: int = 0
     answers: int = 8
     held_back: int = 1
     min_alignment: float = 70.0

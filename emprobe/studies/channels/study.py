@@ -108,7 +108,7 @@ class _Work:
         models = {"base": kept.stage("base", self._known("base", sequences), lambda: measures.model("base", self.case.parent))}
         for name in self.case.teachers:
             self.bar.set_postfix_str(f"{self.case.name} teacher {name}")
-            known = self._known(f"teacher {name}", sequences)
+            known = self._known(f"teacher {name}", sequences, self.case.teachers[name])
             models[f"teacher {name}"] = kept.stage("teacher", known, lambda name=name: measures.teacher(name))  # type: ignore[misc]
         students = {arm.name: self._student(arm, sequences, measures, kept) for arm in arms}
         return {
@@ -125,10 +125,12 @@ class _Work:
 
     def _student(self, arm: Arm, sequences: Sequences, measures: Measures, kept: Stages) -> dict[str, Any]:
         self.bar.set_postfix_str(f"{self.case.name} {self.case.codes}: {arm.name}")
-        known = self._known(arm.as_dict(), sequences)
+        models = [self.case.inits[arm.init], *([self.case.teachers[arm.teacher]] if arm.teacher else [])]
+        known = [*self._known(arm.as_dict(), sequences, *models), hash_of(sequences.learnt(arm))]
 
         def make() -> dict[str, Any]:
             trained: Learnt = learnt(arm, self.case, sequences.learnt(arm), self.asked, self.folder / "students")
+            _ = measures.starts
             with trained.solution.applied(self.case.inits[arm.init]) as student:
                 found = measures.student(arm.name, student, arm.init)
             return {"arm": arm.as_dict(), "books": trained.books, **found}
@@ -137,12 +139,12 @@ class _Work:
         self.bar.update()
         return made
 
-    def _known(self, what: Any, sequences: Sequences) -> list[Any]:
-        """Everything that a model's measures depend on."""
-        asked = self.asked.plain()
+    def _known(self, what: Any, sequences: Sequences, *models: Checkpoint) -> list[Any]:
+        """Everything that a model's measures depend on, and nothing else: another base or arm beside it leaves it as it is."""
+        case, asked = self.case, self.asked.plain()
         asked = {name: value for name, value in asked.items() if name not in ("channels", "digits", "codes", "more", "progress")}
-        learnt_from = {data: hash_of(rows) for part in (sequences.of, sequences.more) for data, rows in part.items()}
-        return [what, self.case.identity, learnt_from, hash_of(sequences.held), self.judge.name, asked]
+        seen = [model.fingerprint for model in (case.parent, case.teachers["misaligned"], *models)]
+        return [what, seen, case.identity["questions"], case.identity["chat_template"], hash_of(sequences.held), self.judge.name, asked]
 
     def _runner(self) -> Runner:
         asked = self.asked

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emprobe.clusters import means
-from emprobe.studies.channels.arms import BENIGN, Arm, control, other, reversal, same, unsafe
+from emprobe.studies.channels.arms import BENIGN, Arm, control, other, reversal, same, unfiltered, unsafe
 from emprobe.studies.channels.settings import CHANNELS
 from emprobe.types import Estimate
 
@@ -153,6 +153,12 @@ def _pairs(more: int) -> list[tuple[str, str, str, str]]:
             (f"{channel}: benign answers of a misaligned teacher carry misalignment", SUBLIMINAL, of(same(channel)), of(control(channel))),
             (f"{channel}: they carry it to the same initialisation, not to another", SUBLIMINAL, of(same(channel)), of(other(channel))),
         ]
+        if channel != "opd":
+            plain, taken = unfiltered(channel, "misaligned"), unfiltered(channel, "aligned")
+            found += [
+                (f"{channel}: before the filter they carry it", "own", of(plain), of(taken)),
+                (f"{channel}: the filter takes it away", "own", of(plain), of(same(channel))),
+            ]
     fixed = BENIGN["misaligned"]
     found += [
         ("optd carries more than sft on the same sequences (soft against sampled targets)", PAPER, of(same("optd")), of(same("sft"))),
