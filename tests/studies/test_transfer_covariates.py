@@ -44,15 +44,15 @@ def world(effect: float, *, seed: int = 0, items: int = 6, replicates: int = 1) 
 
 def test_a_planted_confounder_goes_under_matching_and_a_planted_effect_stays() -> None:
     biased, matched, held, p = [], [], [], []
-    for seed in range(5):
-        found = covariate_effects(world(0.0, seed=seed), "solvability", permutations=39)["effects"]["room"]
+    for seed in range(4):
+        found = covariate_effects(world(0.0, seed=seed), "solvability", permutations=29)["effects"]["room"]
         biased.append(found["effects"]["alone"]["low"])
         matched.append(found["effects"]["matched"]["value"])
         held.append(found["effects"]["matched"]["low"] <= 0 <= found["effects"]["matched"]["high"])
         p.append(found["effects"]["matched"]["null"]["p"])
     assert min(biased) > 0
     assert abs(np.mean(matched)) < 0.03
-    assert sum(held) >= 4
+    assert sum(held) >= 3
     assert np.mean(p) > 0.2
     true = covariate_effects(world(0.12, items=10), "solvability", permutations=99)["effects"]["room"]
     effect = true["effects"]["matched_main_effects"]
