@@ -131,7 +131,7 @@ class _Extra:
         made = over_cells(one.ratio)
         assert made is not None
         made.setdefault("intervals", {})
-        made["intervals"] |= self.others(_ratio_of(i))
+        made["intervals"] |= self.others(_ratio_of(i), (0.0, np.inf))
         rule = coherence_rule(float(self.criterion.min_coherence), bool(self.criterion.strict_coherence))
         pairs = {at: (rate, own.sensitivity[rule][at]) for at, rate in one.sensitivity[rule].items()}
         made["thresholds"] = {at: rate / under if rate is not None and under else None for at, (rate, under) in pairs.items()}
@@ -148,10 +148,10 @@ class _Extra:
         made = over_cells(self.draws.estimate(statistic, (-1.0, 1.0)))
         assert made is not None
         made.setdefault("intervals", {})
-        made["intervals"] |= self.others(statistic)
+        made["intervals"] |= self.others(statistic, (-1.0, 1.0))
         return made
 
-    def others(self, statistic: Statistic) -> dict[str, Any]:
+    def others(self, statistic: Statistic, bounds: tuple[float, float]) -> dict[str, Any]:
         """Percentiles over trained cells, and the scaled interval over trained tasks, where there are several."""
         found: dict[str, Any] = {}
         if CELLS in self.draws.ways:
@@ -159,6 +159,6 @@ class _Extra:
             found["percentile"] = {"low": low, "high": high, "clusters": self.draws.ways[CELLS][1], "method": "percentiles, unscaled"}
         if TASKS in self.tasks.ways:
             with np.errstate(divide="ignore", invalid="ignore"):
-                made = self.tasks.estimate(statistic).intervals[TASKS].as_dict()
+                made = self.tasks.estimate(statistic, bounds).intervals[TASKS].as_dict()
             found[TASKS] = {name: made[name] for name in ("low", "high", "clusters", "method")}
         return found
