@@ -63,7 +63,7 @@ def entropy(logs: Float[Tensor, "rows d_vocab"]) -> Float[Tensor, " rows"]:
     >>> entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]).double().log()).tolist()
     [0.6931471805599453, 0.0]
     """
-    found: Tensor = -torch.special.xlogy(logs.exp(), logs.exp()).sum(-1)
+    found: Tensor = torch.special.entr(logs.exp()).sum(-1)
     return found
 
 
