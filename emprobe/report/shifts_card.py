@@ -41,9 +41,10 @@ READING = (
 )
 CORRELATION = (
     "Correlation over prompts of how far a prompt's activation before lies in the training prompts' components with how its shift "
-    "resembles the training shifts; between families, of their means. *Random*: prompt overlap with random subspaces of the covariance "
-    "of activations instead; the ends of 95 % of their correlations. Paper, with the mean cosine: last token .85, .89, .61 (layer 32) "
-    "and .29, .26, .17 (layer 64), a random subspace .42 and -.11; mean over tokens -.18 to -.56."
+    "resembles the training shifts; between families, of their means. *Random*: prompt overlap with random subspaces instead (of no "
+    "structure, or of the covariance of activations, whichever reaches further); the ends of 95 % of their correlations. Paper, with the "
+    "mean cosine: last token .85, .89, .61 (layer 32) and .29, .26, .17 (layer 64), a random subspace .42 and -.11; mean over tokens -.18 "
+    "to -.56."
 )
 PREDICTION = (
     "Before + mean training shift against the true activations after; *centred* about the mean before on training prompts, since raw "

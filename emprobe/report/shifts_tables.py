@@ -144,10 +144,20 @@ def correlations_table(result: Mapping[str, Any]) -> str:
     heads, values = [], []
     for name, said in (("mean_cosine", "mean cosine"), ("centred_fraction", "share, centred"), ("uncentred_fraction", "share, uncentred")):
         heads += [f"{said}: r", "between families (p < .05 at)", "random"]
-        low, high = (_at("correlations", name, "random_subspaces", "base_covariance", end) for end in ("low", "high"))
         values += [_range(_at("correlations", name, "pearson", "value")), _between(name)]
+        low, high = _widest(name, "low", min), _widest(name, "high", max)
         values.append(lambda places, low=low, high=high: f"{_range(low)(places)}; {_range(high)(places)}")  # type: ignore[misc]
     return _rows(result, heads, values)
+
+
+def _widest(name: str, end: str, pick: Callable[[Sequence[float]], float]) -> Value:
+    """The outer end of what random subspaces' correlations reach, of either law."""
+
+    def value(place: Mapping[str, Any]) -> float | None:
+        laws = place["correlations"][name].get("random_subspaces", {})
+        return pick([null[end] for null in laws.values()]) if laws else None
+
+    return value
 
 
 def _between(name: str) -> Callable[[list[Mapping[str, Any]]], str]:
