@@ -153,7 +153,7 @@ def test_answers_sampled_and_judged_now(llama: Checkpoints, tmp_path: Path) -> N
 def test_an_organism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def few(domain: str, task: str | None = None) -> Any:
         train, evaluation = world_prompts(domain, task)
-        return train, [q for q in evaluation if q.labels["task"] in ("advise", "plan") and q.labels["item"] in few_items]
+        return train, [q for q in evaluation if q.labels["task"] in ("advise", "story") and q.labels["item"] in few_items]
 
     few_items = {"soup", "kitten", "laptop", "guitar", "rose", "tent", "bread", "puppy"}
     monkeypatch.setattr(cases_module, "world_prompts", few)

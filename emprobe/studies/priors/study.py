@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -37,6 +36,8 @@ from emprobe.types import Conversation, Judge
 
 Floats = NDArray[np.float64]
 BEFORE = ("base", "pretrained")
+SMALL = 20_000_000
+"""Parameters below which a model stays in memory once it is loaded."""
 
 
 def run_priors(asked: Priors) -> dict[str, Any]:
@@ -89,11 +90,12 @@ def plan_of(asked: Priors, found: Sequence[Case]) -> list[str]:
 
 
 class _Models:
-    """The models of one case, each loaded when it is needed; that they are different is seen before any work."""
+    """The models of one case; that they are different is seen before any work. Small ones stay, large ones are loaded when needed."""
 
     def __init__(self, asked: Priors, case: Case) -> None:
         self.asked, self.case = asked, case
         self.known: dict[str, str] = {}
+        self.kept: dict[str, Checkpoint] = {}
         for role in case.models:
             loaded = self.load(role)
             check_layers(asked.layers or "all", loaded.n_layers, "study priors")
@@ -108,8 +110,12 @@ class _Models:
 
     def load(self, role: str) -> Checkpoint:
         """The model of a role."""
-        gc.collect()  # The last one's weights go before the next one's come.
-        return load_located(self.case.models["base"], self.case.models[role], self.asked.loading())
+        if role in self.kept:
+            return self.kept[role]
+        loaded = load_located(self.case.models["base"], self.case.models[role], self.asked.loading())
+        if sum(p.numel() for p in loaded.hf.parameters()) < SMALL:
+            self.kept[role] = loaded
+        return loaded
 
 
 def _identity(asked: Priors, found: Sequence[Case], models: Sequence[_Models], judge: Judge | None) -> dict[str, Any]:
