@@ -208,6 +208,7 @@ def _check_twice(columns: Mapping[str, Column], naming: Sequence[str], where: st
         shown = ", ".join(f"{name} {(*columns[name].values, None)[columns[name].codes[row]]}" for name in names)
         raise EmprobeError(
             f"{where}: {int((times > 1).sum())} answers occur more than once, the first being that of {shown} (row {row}). "
-            "Remove the copies, or keep the column that tells them apart (`emprobe rates` takes one with --by or --cluster; a grid, seed or organism)."
+            "Remove the copies, or bring the column that tells them apart: `emprobe rates` takes one with --by or --cluster, and a grid "
+            "reads organism, seed, model and run."
         )
     return []
