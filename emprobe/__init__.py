@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from emprobe.directions import Direction, MeanDifference, PairedPCA, choose, fit_direction, fit_directions, layer_profile
     from emprobe.directions.importers import import_direction, import_directions
     from emprobe.errors import EmprobeError, InterventionDidNotFire
-    from emprobe.finetuning import finetune
+    from emprobe.finetuning import distill, finetune
     from emprobe.interventions import (
         Ablate,
         Add,
@@ -95,6 +95,7 @@ _HOME = {
     "compare": "behaviour.comparison",
     "evaluate": "behaviour.evaluation",
     "export": "interventions.export",
+    "distill": "finetuning",
     "finetune": "finetuning",
     "fit_direction": "directions",
     "fit_directions": "directions",
@@ -159,6 +160,7 @@ __all__ = [
     "ceiling",
     "choose",
     "compare",
+    "distill",
     "evaluate",
     "export",
     "finetune",
