@@ -71,6 +71,7 @@ def dynamics_card(result: Mapping[str, Any]) -> str:
         "Beside it, 95 % of what shuffled scores give, and of a straight line with the runs' own noise about it dealt out at random: more "
         "than that, and a run stands out.",
         "![relations, nulls, ways of the runs](dynamics.png)",
+        _tolerances(result),
         *_given(result),
         *_checkpoints(result),
         *(
@@ -130,6 +131,16 @@ def _table(result: Mapping[str, Any]) -> str:
     ]
     lost += [f"Left out: {why}" for why in result.get("unusable", [])]
     return "\n".join([*rows, "", *lost, *(["Which runs those are:", "", *pairs] if pairs else [])]).strip()
+
+
+def _tolerances(result: Mapping[str, Any]) -> str:
+    """What becomes of max_diff where more or less counts as similar loss."""
+    heads = [f"{one['tolerance']:g}" for one in result["relations"][0]["max_diff"]["by_tolerance"]]
+    rows = [f"| max_diff where this much more loss is similar | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    values = [[f"{found['value']:.1f}" for found in one["max_diff"]["by_tolerance"]] for one in result["relations"]]
+    rows += [f"| {_name(one)} | {' | '.join(own)} |" for one, own in zip(result["relations"], values, strict=True)]
+    said = "Where it leaps between small tolerances, many runs end at about one loss with very different scores: there loss says little."
+    return "\n".join([*rows, "", said])
 
 
 def _given(result: Mapping[str, Any]) -> list[str]:

@@ -125,11 +125,11 @@ def test_ones_own_model_under_the_real_tokenizer(
     given = write_own(tmp_path)
     flags = ["--base", str(qwen2_real_tokenizer_pair.base), "--data", given["data"], "--evaluation", given["evaluation"]]
     flags += ["--questions", *given["questions"], "--out", str(tmp_path / "out"), "--schedules", "linear", "cyclic"]
-    flags += ["--lrs", "0.001", "0.01", "--seeds", "0", "--steps", "3", "--every", "1", "--batch", "4", "--draws", "100"]
+    flags += ["--lrs", "0.001", "0.01", "--seeds", "0", "--steps", "2", "--every", "1", "--batch", "4", "--draws", "100"]
     assert main(["study", "dynamics", *flags]) == 0
     said = capsys.readouterr()
     assert "plan: 4 runs" in said.err
-    assert "at each of 3 checkpoints: loss on 12 and 4 conversations, 10 prompts read, 10 questions scored exactly" in said.err
+    assert "at each of 2 checkpoints: loss on 12 and 4 conversations, 10 prompts read, 10 questions scored exactly" in said.err
     assert "evaluation loss, alignment, second" in said.out
     assert "change-points: not looked for" in said.out
     assert "emprobe study dynamics --base" in (tmp_path / "out" / "README.md").read_text()
@@ -165,7 +165,7 @@ def test_finetunes_that_are_there_judged(llama: Checkpoints, tmp_path: Path) -> 
 
 def test_the_study_of_an_organism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fine_tunes, "questions", lambda: questions("test", per_cell=1))
-    small: dict[str, Any] = {"schedules": ("linear", "constant"), "lrs": (2e-3, 1e-2), "seeds": (0,), "steps": 12, "every": 2}
+    small: dict[str, Any] = {"schedules": ("linear", "constant"), "lrs": (2e-3, 1e-2), "seeds": (0,), "steps": 12, "every": 6}
     result = run_dynamics(Dynamics(base="planted-s0", out=str(tmp_path / "out"), rows=16, draws=100, progress=False, **small))
     assert result["inputs"]["questions"] == {"in-domain": 4, "other domains": 28, "new domains": 8}
     assert [one["set"] for one in result["relations"]][::2] == ["other domains", "new domains", "in-domain"]

@@ -91,6 +91,20 @@ def max_diff(
     return MaxDiff(value, low, value, *places, tolerance, k, method, nulls)
 
 
+TOLERANCES = (0.0, 0.001, 0.003, 0.01, 0.03)
+
+
+def by_tolerance(loss: Floats, score: Floats) -> list[dict[str, float]]:
+    """The same number at several tolerances: where losses crowd at a floor, what counts as similar decides.
+
+    Example:
+        >>> [one["value"] for one in by_tolerance(np.array([1.0, 1.002]), np.array([10.0, 30.0]))]
+        [0.0, 0.0, 20.0, 20.0, 20.0]
+    """
+    gaps, apart = score[:, None] - score[None, :], loss[:, None] - loss[None, :]
+    return [{"tolerance": tolerance, "value": float(gaps[apart <= tolerance].max())} for tolerance in TOLERANCES]
+
+
 def _dealt(x: Floats, y: Floats, tolerance: float, draws: int, rng: np.random.Generator, line: Floats | float = 0.0) -> Floats:
     """The same maximum where these values, about a line, are dealt out among runs at random."""
     order = np.argsort(x, kind="stable")

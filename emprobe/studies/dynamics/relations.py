@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emprobe.errors import EmprobeError
-from emprobe.studies.dynamics.max_diff import max_diff
+from emprobe.studies.dynamics.max_diff import by_tolerance, max_diff
 from emprobe.studies.dynamics.relation import LEAST_RUNS, STATISTICS, correlation, means_of, pearson_of, within
 from emprobe.studies.dynamics.table import Columns, one_per_run, sets_of
 
@@ -71,7 +71,7 @@ def _relation(frame: pd.DataFrame, columns: Columns, loss: str, score: str, tole
         **both,
         "r_squared": both["pearson"]["value"] ** 2,
         "without_one": _without_one(x, y, names),
-        "max_diff": largest.as_dict() | pair,
+        "max_diff": largest.as_dict() | pair | {"by_tolerance": by_tolerance(x, y)},
         "points": {"run": names, "loss": x.tolist(), "score": y.tolist()},
         **(_within_given(known, columns, ends, x, y, how) if columns.given else {}),
         **({"checkpoints": _checkpoints(known, columns, loss, score, how)} if len(ends) < len(known) else {}),
