@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 LEVEL, LEAST = 0.95, 1e-9
 OWN = 1e-4
-"""Share of a covariate's size that the held columns must leave: below it stand roundings, or what is the same by another name."""
+"""Share of a covariate's variance that the held columns must leave: below it stand roundings, or what is the same by another name."""
 FEW = 200
 """Up to so many clusters are left out one at a time; of more, each one's influence is taken, which is the same to first order."""
 
@@ -55,7 +55,8 @@ def slope(x: Floats, y: Floats, held: Floats, clusters: Mapping[str, Codes], wei
     a, b, h = x * root, y * root, held * root[:, None]
     left = residual(a, h)
     power = float(left @ left)
-    if power <= OWN * max(float(a @ a), LEAST):
+    spread = residual(a, root[:, None])
+    if power <= max(OWN * float(spread @ spread), LEAST * float(a @ a), LEAST**2):
         raise EmprobeError("What is held leaves nothing of it, so its own effect cannot be told from theirs.")
     value = float(left @ b) / power
     error = residual(b - value * a, h)
