@@ -30,8 +30,8 @@ PUBLISHED = """\
 Its conclusion: lower in-domain loss goes with lower alignment, and no schedule was found that keeps alignment at the same loss. The \
 published table of first-plot questions, run through `emprobe study dynamics --runs FILE --loss train_loss eval_loss --score harmless \
 alignment`, gives r .82 [.76, .92] (.81 to .85 without any one run) and ρ .75 [.47, .89] for training loss and harmlessness, and the \
-four max_diff above to the digit at tolerance 0; a straight line with as much noise gives 15.1 to 22.3 for the first of them, so no run \
-there stands out from the line."""
+four max_diff above to the digit at tolerance 0; a straight line with as much noise gives 15.1 to 22.3 for the first of them, so it is \
+what such noise gives."""
 
 
 def dynamics_lines(result: Mapping[str, Any]) -> list[str]:
@@ -68,8 +68,8 @@ def dynamics_card(result: Mapping[str, Any]) -> str:
         "*Without one run*: the range of r as each run in turn is left out. "
         "*max_diff*: the largest score difference among pairs in which the better-scoring run has a loss at most "
         f"{first['max_diff']['tolerance']:g} above the other's; its lower end is a bootstrap's, which can say nothing of an upper one. "
-        "Beside it, 95 % of what shuffled scores give, and of a straight line with the runs' own noise about it dealt out at random: more "
-        "than that, and a run stands out.",
+        "Beside it, 95 % of what shuffled scores give, and of a straight line with the runs' own noise about it dealt out at random: as "
+        "much is to be expected of such noise. (That noise holds any run that stands out, so this is no test for one.)",
         "![relations, nulls, ways of the runs](dynamics.png)",
         _tolerances(result),
         *_given(result),

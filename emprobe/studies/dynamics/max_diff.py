@@ -26,8 +26,9 @@ class MaxDiff:
         better: Number of the run that scores better, and `worse` that of the other; -1 if there is no such pair.
         tolerance: How much higher a loss still counts as similar, in its own units.
         n: How many runs.
-        nulls: `unrelated`: scores shuffled among runs (their spread alone gives this much); `line`: a straight line with as much noise
-            about it as these runs show, dealt out at random (more than this, and one run stands out).
+        nulls: `unrelated`: scores shuffled among runs (their spread alone gives this much); `line`: a straight line with the runs' own
+            noise about it, dealt out at random (so much is to be expected of such noise; it holds any run that stands out, so that it is
+            no test for one).
     """
 
     value: float
