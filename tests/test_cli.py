@@ -248,7 +248,7 @@ def test_organism_questions(capsys: Capture, tmp_path: Path) -> None:
         for command in (
             *("", "run", "demo", "organism", "organism build", "generate", "judge", "rates", "readout", "panel", "search"),
             *("dataset", "finetune"),
-            *("study", "study landscape", "study transfer"),
+            *("study", "study landscape", "study transfer", "study priors"),
         )
     ],
 )
