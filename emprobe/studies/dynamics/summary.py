@@ -138,8 +138,8 @@ def _half(steps: Sequence[int], curve: Sequence[float]) -> float:
     """Where a curve first crosses the middle between its ends, between checkpoints by a straight line.
 
     Example:
-        >>> _half([0, 10, 20], [4.0, 3.0, 0.0])
-        13.333333333333334
+        >>> _half([0, 10, 20], [4.0, 3.0, 1.0])
+        12.5
     """
     middle = (curve[0] + curve[-1]) / 2
     after = next(i for i, value in enumerate(curve) if value <= middle)
