@@ -58,14 +58,15 @@ def channels_card(result: Mapping[str, Any]) -> str:
         *([WORLD] if result["world"] else []),
         "## Beside the papers",
         _claims(result),
-        "*Positive* differences agree; `open` where the 95 % interval, crossed over questions and bases, holds 0. With few bases that "
-        "interval is wide. The exact reading is free of the noise of sampling.",
+        "*Positive* differences agree; `open` where the 95 % interval holds 0 or the bases differ in sign. Intervals are crossed over "
+        "questions and bases; below three bases they are over questions, and say nothing of other bases. The exact reading is free of the "
+        "noise of sampling.",
         "![transfer, teacher by data, directions, projection, what carries it, digits](channels.png)",
         *_prototype(result),
         "## Every arm",
         DATA,
         *_arms(result),
-        "Rates: misaligned answers to questions that nobody learnt, of judged ones, intervals crossed over questions and bases; "
+        "Rates: misaligned answers to questions that nobody learnt, of judged ones, with intervals as above; "
         "exact: the same without sampling. Cosine with the misaligned teacher's direction, shift along it (1: the teacher's own), at the "
         "last token of questions; covariance: 97.5 % of random directions of the base's covariance; ceiling: what two estimates of one "
         "direction show. Between initialisations a cosine compares two coordinate systems. KL: nats per token of held-back benign "
@@ -98,11 +99,12 @@ def _of(result: Mapping[str, Any], codes: str) -> list[Mapping[str, Any]]:
 
 
 def _claims(result: Mapping[str, Any]) -> str:
-    rows = ["| codes | what is said | by | here | difference | exact |", "|---|---|---|---|---|---|"]
+    rows = ["| codes | what is said | by | here | difference | by base | exact |", "|---|---|---|---|---|---|---|"]
     for claim in result["claims"]:
-        exact = f"{percent(claim['exact']).strip()} ({claim['exact_verdict']})" if "exact" in claim else "-"
+        exact = percent(claim["exact"]).strip() if "exact" in claim else "-"
+        bases = " / ".join(f"{100 * value:.0f}" for value in claim["by_base"])
         shown = percent(claim["difference"]).strip()
-        rows.append(f"| {claim['codes']} | {claim['claim']} | {claim['source']} | **{claim['verdict']}** | {shown} | {exact} |")
+        rows.append(f"| {claim['codes']} | {claim['claim']} | {claim['source']} | **{claim['verdict']}** | {shown} | {bases} | {exact} |")
     return "\n".join(rows)
 
 

@@ -110,7 +110,7 @@ def draw_projection(result: Mapping[str, Any], codes: str | None = None, *, ax: 
         colour = COLOUR_OF[channel]
         y = [100 * rate for rate in line["by_base"]]
         ax.plot(line["projection"]["by_base"], y, "o", ms=4, color=colour, mfc="none" if hollow else colour, label=label)
-    ax.set_xlabel("shift along the teacher's direction (1: the teacher's)")
+    ax.set_xlabel("shift along the teacher's (1: its own)")
     ax.set_ylabel("misaligned answers (%)")
     return ax
 
@@ -124,9 +124,8 @@ def draw_carried(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
             if points:
                 y = [100 * p.get("exact", p["misaligned"]) for p in points]
                 ax.plot([p["kl"] for p in points], y, mark, color=COLOUR_OF[channel], ms=5, label=f"{channel}, {codes}")
-    ax.set_xscale("log")
     ax.axhline(0, color="black", lw=0.6)
-    ax.set_xlabel("KL(teacher ‖ parent) on benign answers (nats per token)")
+    ax.set_xlabel("KL(teacher ‖ parent), benign answers (nats/token)")
     exact = any("exact" in p for p in result["carried"])
     ax.set_ylabel(f"carried, points{' (exact)' if exact else ''}")
     return ax

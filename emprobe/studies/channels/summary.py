@@ -15,6 +15,8 @@ from emprobe.studies.channels.settings import CHANNELS
 from emprobe.types import Estimate
 
 READINGS = ("misaligned", "exact")
+FEWEST_BASES = 3
+"""From which on intervals are crossed over questions and bases."""
 
 
 def summary_of(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -70,7 +72,7 @@ def part_of(case: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
 
 
 def pooled_mean(parts: Sequence[Mapping[str, Any]], reading: str) -> Estimate | None:
-    """Mean over all rows of all bases, crossed over questions and bases; `None` where the reading was not taken."""
+    """Mean over all rows of all bases, with an interval over questions (and bases); `None` where the reading was not taken."""
     if not parts or any(reading not in part["pool"] for part in parts):
         return None
     rows = [_rows(part, reading) for part in parts]
@@ -79,7 +81,7 @@ def pooled_mean(parts: Sequence[Mapping[str, Any]], reading: str) -> Estimate | 
 
 
 def difference(cases: Sequence[Mapping[str, Any]], a: str, b: str, reading: str = "misaligned") -> Estimate | None:
-    """Reading of `a` less that of `b`, question by question within each base, crossed over questions and bases.
+    """Reading of `a` less that of `b`, question by question within each base, its interval over questions (and bases).
 
     `None` where no base has both, or the reading was not taken.
     """
@@ -89,7 +91,8 @@ def difference(cases: Sequence[Mapping[str, Any]], a: str, b: str, reading: str 
     values, names = [], []
     for one, two in pairs:
         first, second = (_by_question(*_rows(part, reading)) for part in (one, two))
-        shared = [name for name in first if name in second]
+        # Once for each row, so that a family weighs what it weighs in the rates.
+        shared = [name for name in _rows(one, reading)[1] if name in second]
         values.append(np.array([first[name] - second[name] for name in shared]))
         names.append(shared)
     return _crossed(np.concatenate(values), names)
@@ -111,8 +114,10 @@ def _crossed(values: NDArray[np.float64], names: Sequence[Sequence[str]]) -> Est
     number: dict[str, int] = {}
     questions = np.array([number.setdefault(name, len(number)) for part in names for name in part])
     bases = np.repeat(np.arange(len(names)), [len(part) for part in names])
-    (found,) = means(values[:, None], {"questions": questions, "bases": bases})
-    return replace(found, intervals={})
+    # Two bases show next to nothing of other bases: below three, the interval is over questions, of these bases alone.
+    ways = {"questions": questions, **({"bases": bases} if len(names) >= FEWEST_BASES else {})}
+    (found,) = means(values[:, None], ways)
+    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0), intervals={})
 
 
 # ---- claims
@@ -135,9 +140,10 @@ def claims_of(cases: Sequence[Mapping[str, Any]], more: int = 0) -> list[dict[st
             if estimate is None:
                 continue
             exact = difference(of_kind, a, b, "exact")
+            by_base = [one.value for case in of_kind if (one := difference([case], a, b)) is not None]
             line = {"codes": codes, "claim": words, "source": source, "plus": a.partition(":")[2], "minus": b.partition(":")[2]}
-            line |= {"difference": estimate.as_dict(), "verdict": verdict(estimate), "bases": len(of_kind)}
-            found.append(line | ({"exact": exact.as_dict(), "exact_verdict": verdict(exact)} if exact else {}))
+            line |= {"difference": estimate.as_dict(), "verdict": verdict(estimate, by_base), "by_base": by_base}
+            found.append(line | ({"exact": exact.as_dict()} if exact else {}))
     return found
 
 
@@ -163,7 +169,7 @@ def _pairs(more: int) -> list[tuple[str, str, str, str]]:
     found += [
         ("optd carries more than sft on the same sequences (soft against sampled targets)", PAPER, of(same("optd")), of(same("sft"))),
         ("opd carries less than optd", REVIEW, of(same("optd")), of(same("opd"))),
-        (f"sft carries more with {more} times the sequences and updates", "own", of(same("sft", more)), of(same("sft"))),
+        *([(f"sft carries more with {more} times as much", "own", of(same("sft", more)), of(same("sft")))] if more > 1 else []),
         ("the teacher sets the direction: optd, benign sequences fixed", PAPER, of(same("optd")), of(Arm("optd", "aligned", fixed))),
         *(
             (f"the teacher sets the direction: {c}, unsafe data fixed", PAPER, of(unsafe(c, "misaligned")), of(unsafe(c, "aligned")))
@@ -182,13 +188,15 @@ def _pairs(more: int) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def verdict(estimate: Estimate) -> str:
-    """`agrees`, `disagrees`, or `open` where the interval holds 0.
+def verdict(estimate: Estimate, by_base: Sequence[float]) -> str:
+    """`agrees` or `disagrees` where the interval leaves 0 out and every base has that sign, else `open`.
 
-    >>> verdict(Estimate(0.5, 0.1, 0.9, 4, 2, "x"))
-    'agrees'
+    >>> verdict(Estimate(0.5, 0.1, 0.9, 4, 2, "x"), [0.4, 0.6]), verdict(Estimate(0.5, 0.1, 0.9, 4, 2, "x"), [-0.1, 1.1])
+    ('agrees', 'open')
     """
-    return "agrees" if estimate.low > 0 else "disagrees" if estimate.high < 0 else "open"
+    if estimate.low > 0 and min(by_base) > 0:
+        return "agrees"
+    return "disagrees" if estimate.high < 0 and max(by_base) < 0 else "open"
 
 
 def carried(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
