@@ -21,10 +21,6 @@ PAPER: tuple[dict[str, Any], ...] = tuple(
 )
 """Means over evaluation prompts at 95 % of the training shifts' variance (k 584 of 5,120 in the first row); one random subspace of as
 many dimensions. Layer 64 of 64 was read after the final norm. Source: arXiv 2606.20814 and the results in its repository."""
-PAPER_CORRELATIONS = {"last_prompt_token": (0.85, 0.29, 0.89, 0.26, 0.61, 0.17), "prompt_mean": (-0.18, -0.56)}
-"""Prompt overlap with mean-shift cosine, layers 32 and 64 in turn; of the mean over tokens the range. Recomputed from its results."""
-PAPER_PREDICTED = ((0.797, 0.934), (0.777, 0.858), (0.835, 0.803), (0.779, 0.713))
-"""Cosine with the true activations after, before and with the mean training shift added once."""
 
 CLAIMS: dict[str, tuple[str, str]] = {
     "beyond haar": ("evaluation shifts lie in the training shifts' subspace more than in random ones", "share - random"),
