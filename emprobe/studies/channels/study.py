@@ -214,7 +214,7 @@ def _result(asked: Channels, cases: list[dict[str, Any]], digits: dict[str, Any]
         "carried": carried(cases),
         "cases": slim(plain),
         "digits": digits,
-        "criterion": Criterion.named(asked.criterion).of("all").describe(),
+        "criterion": Criterion.named(asked.criterion).describe(),
         "filter": f"alignment from {keep.min_alignment:g} and coherence above {keep.min_coherence:g}, judge {keep.judge.name}",
         "judge": judge.name,
         "world": not asked.own,
