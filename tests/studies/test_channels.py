@@ -180,6 +180,15 @@ def test_claims_agree_disagree_or_stay_open() -> None:
     assert verdicts(0.9, 0.1)["an aligned teacher reverses a misaligned student on unsafe data"] == "agrees"
 
 
+def test_two_bases_that_disagree_leave_a_claim_open() -> None:
+    cases = [case(0, 0.9, 0.1), case(1, 0.2, 0.3)]
+    found = difference(cases, f"students:{same('optd').name}", f"students:{control('optd').name}")
+    # The interval is over questions, since two bases say nothing of others; it is no single point, and leaves 0 out.
+    assert found is not None
+    assert 0 < found.low < found.value < found.high
+    assert next(one for one in claims_of(cases) if one["claim"].startswith("optd:"))["verdict"] == "open"
+
+
 # ---- the study on a user's models
 
 
