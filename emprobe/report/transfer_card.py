@@ -44,7 +44,9 @@ SURFACE = (
 def transfer_lines(result: Mapping[str, Any]) -> list[str]:
     """What was found beside what the paper says, as lines to print."""
     lines = [f"{result['criterion']['words']}; {result['table']['trained']} trained cells", ""]
-    lines += [f"{'relation':<16}{'misaligned, over trained cells':<33}{'ratio, over trained cells':<28}{'percentile':<17}over prompts"]
+    lines += [
+        f"{'relation':<16}{f'misaligned, over {_over(result)}':<33}{f'ratio, over {_over(result)}':<28}{'percentile':<17}over prompts"
+    ]
     for name in WORDS:
         one, ratio = result["summary"].get(name), result["ratios"].get(name)
         shown = "no such cell was asked" if one is None else percent(one)
@@ -110,9 +112,15 @@ def write_transfer(folder: Path, result: Mapping[str, Any]) -> None:
     write_text(folder / "README.md", transfer_card(result))
 
 
+def _over(result: Mapping[str, Any]) -> str:
+    """What the rates' own intervals are over."""
+    return next((str(one["over"]) for one in result["summary"].values() if one), "trained cells")
+
+
 def _relations(result: Mapping[str, Any]) -> str:
+    over = _over(result)
     rows = [
-        "| relation | misaligned, over trained cells | over prompts | ratio, over trained cells | percentile | over prompts | over tasks | "
+        f"| relation | misaligned, over {over} | over prompts | ratio, over {over} | percentile | over prompts | over tasks | "
         "Llama-3.1-8B, paper | Qwen2.5-14B, paper | n |",
         "|---" * 10 + "|",
     ]
@@ -121,9 +129,9 @@ def _relations(result: Mapping[str, Any]) -> str:
         if one is None:
             rows.append(f"| {name} | not asked | | | | | | {paper[0]} | {paper[1]} | 0 |")
             continue
-        shown = (
-            f"{_number(ratio)} | {_way(ratio, 'percentile')} | {_way(ratio, 'prompts')} | {_way(ratio, 'tasks')}" if ratio else "1 | | | "
-        )
+        own = "1 | | | " if name == "same_cell" else "- | - | - | -"
+        ways = [_way(ratio, way) for way in ("percentile", "prompts", "tasks")] if ratio else []
+        shown = f"{_number(ratio)} | {' | '.join(ways)}" if ratio else own
         rows.append(f"| {name} | {percent(one)} | {_way(one, 'prompts', 100)} | {shown} | {paper[0]} | {paper[1]} | {one['n']} |")
     return "\n".join(rows)
 

@@ -17,6 +17,7 @@ from emprobe.cli import main
 from emprobe.clusters import Draws, Resampling
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.files import read_json
+from emprobe.report.transfer_card import transfer_card, transfer_lines
 from emprobe.studies.transfer import (
     CellRate,
     Transfer,
@@ -32,9 +33,15 @@ from emprobe.studies.transfer import (
 )
 from emprobe.studies.transfer.analysis import analyse
 from emprobe.studies.transfer.settings import check
+from emprobe.studies.transfer.summary import by_replicate
 from tests.studies.grids import CELLS, TASKS, grid_frame, planted, table_of, write_grid
 
 CRITERION, HOW = Criterion(), Resampling(draws=300)
+
+
+def own_cell(frame: pd.DataFrame) -> Any:
+    """Rows asked of the trained cell itself."""
+    return (frame["train_task"] == frame["eval_task"]) & (frame["train_domain"] == frame["eval_domain"])
 
 
 def asked(**changes: Any) -> Transfer:
@@ -126,6 +133,10 @@ def test_one_trained_cell_has_intervals_over_prompts_and_says_so(tmp_path: Path)
     result = analyse(table_of(grid_frame(cells=CELLS[:1]), tmp_path), asked())
     assert result["summary"]["same_task"]["over"] == "prompts"
     assert any("One cell was trained" in warning for warning in result["warnings"])
+    assert all("(one trained cell)" in claim["verdict"] for claim in result["claims"])
+    lines = transfer_lines(result)
+    assert "misaligned, over prompts" in lines[2]
+    assert "over trained cells" not in lines[2]
     assert result["decomposition"]["terms"]["same_task"]["value"] is None
     assert "cannot be told from the main effects" in result["decomposition"]["terms"]["same_task"]["why"]
 
@@ -146,6 +157,27 @@ def test_missing_cells_are_named_with_their_relations(tmp_path: Path) -> None:
     assert entry["entries"][entry["rows"].index("garden plan")][entry["columns"].index("music plan")] is None
     rate = (frame["alignment"] < 30)[(frame["train_task"] == frame["eval_task"]) & (frame["train_domain"] != frame["eval_domain"])].mean()
     assert four_way(found.grid, CRITERION, HOW)["summary"]["same_task"]["value"] == pytest.approx(rate)
+
+
+def test_names_of_several_words_stay_apart(tmp_path: Path) -> None:
+    frame = grid_frame(prompts=1)
+    for name in ("train_domain", "eval_domain"):
+        frame[name] = "personal " + frame[name]
+    far = (frame["train_domain"] == "personal garden") & (frame["eval_domain"] == "personal music") & (frame["train_task"] == "plan")
+    found = judged(table_of(frame[~(far & (frame["eval_task"] == "plan"))], tmp_path), CRITERION)
+    assert found.missing == (("personal garden plan", "personal music plan"),)
+    assert "same_task lacks 1. Rates" in " ".join(found.warnings)
+
+
+def test_a_fine_tune_whose_answers_were_all_lost_does_not_take_the_others_numbers(tmp_path: Path) -> None:
+    frame = pd.concat([grid_frame(prompts=1).assign(organism="a"), grid_frame(prompts=1).assign(organism="b")])
+    lost = frame["organism"] == "b"
+    frame.loc[lost, "status"], frame.loc[lost, ["alignment", "coherence"]] = "refusal", np.nan
+    table = judged(table_of(frame, tmp_path), CRITERION).grid
+    found = by_replicate(table, "organism", CRITERION, HOW)
+    assert found["a"]["summary"]["same_cell"]["value"] == pytest.approx((frame[~lost]["alignment"][own_cell(frame[~lost])] < 30).mean())
+    assert found["b"]["summary"]["same_cell"] is found["b"]["ratios"]["neither"] is None
+    assert "none has scores" in found["b"]["why"]
 
 
 def test_statuses_are_counted_by_cell_and_are_never_zero_rates(tmp_path: Path) -> None:
@@ -198,6 +230,16 @@ def test_tables_that_are_no_grid_are_refused(tmp_path: Path, change: Any, match:
         analyse(table_of(change(grid_frame()), tmp_path), asked())
 
 
+def test_a_named_set_that_is_not_there_is_refused_and_another_is_said(tmp_path: Path) -> None:
+    with pytest.raises(EmprobeError, match="eval_set 'general', and no column is called so"):
+        judged(table_of(grid_frame(prompts=1), tmp_path), CRITERION, "general")
+    table = table_of(grid_frame(prompts=1).assign(eval_set="held-out"), tmp_path)
+    with pytest.raises(EmprobeError, match="eval_set 'general', and there is none; it holds held-out"):
+        judged(table, CRITERION, "general")
+    assert judged(table, CRITERION, "held-out").warnings == ()
+    assert "All answers are of eval_set held-out, and are taken for the grid" in judged(table, CRITERION).warnings[0]
+
+
 def test_answers_of_no_trained_cell_are_left_out_and_counted(tmp_path: Path) -> None:
     frame = grid_frame()
     base = frame.head(24).assign(train_domain=None, train_task=None)
@@ -215,11 +257,25 @@ def test_answers_of_no_trained_cell_are_left_out_and_counted(tmp_path: Path) -> 
         ({"judge": "keywords.json"}, "--judge was given with --scores"),
         ({"bins": 1}, "bins = 1 was given"),
         ({"draws": 10}, "draws = 10 was given"),
+        ({"lr": 1e-3, "composition": (0.0, 0.5)}, "--lr, --composition was given with --scores"),
+        ({"samples": 5}, "--samples was given with --scores, where nothing is trained"),
+        (
+            {"scores": (), "base": ("planted-s0",), "where": ("a=b",)},
+            "--where was given with --base, where answers and covariates are made",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(EmprobeError, match=match):
         check(asked(**changes))
+
+
+def test_a_card_without_the_trained_cell_shows_no_ratio(tmp_path: Path) -> None:
+    frame = grid_frame(prompts=1)
+    result = analyse(table_of(frame[~own_cell(frame)], tmp_path), asked())
+    card = transfer_card({**result, "world": False, "inputs": {"command": {}}})
+    row = next(line for line in card.splitlines() if line.startswith("| neither |"))
+    assert row.split("|")[4:8] == [" - "] * 4
 
 
 # ---- decomposition

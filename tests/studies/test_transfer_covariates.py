@@ -184,6 +184,15 @@ def test_tables_are_joined_by_the_keys_that_they_have(tmp_path: Path) -> None:
     assert "room is unknown for 72 of 432" in found.warnings[0]
 
 
+def test_true_and_false_count_as_one_and_zero(tmp_path: Path) -> None:
+    grid = judged(table_of(grid_frame(prompts=2), tmp_path), CRITERION).grid
+    table = questions_table().drop(columns="room")
+    found = units_of(grid, [table.assign(room=table["question_id"].str.endswith("0"))], CRITERION)
+    effects = covariate_effects(found, "none", permutations=19)["effects"]["room"]
+    assert effects["mean"] == pytest.approx(0.5)
+    assert effects["effects"]["alone"]["low"] < effects["effects"]["alone"]["high"]
+
+
 @pytest.mark.parametrize(
     ("tables", "match_words"),
     [

@@ -19,8 +19,8 @@ CLAIMS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ),
     ("reliability_general", "cells learnt better spread more (general questions)", "r .68 and .57", ("reliability", "general")),
     ("reliability_neither", "cells learnt better spread more (cells that share neither)", "not given", ("reliability", "neither")),
-    ("similarity", "functional similarity of prompts raises it, solvability matched", "raises; not matched", ("functional_similarity",)),
-    ("room", "room for coherent harm raises it, solvability matched", "raises; not matched", ("room",)),
+    ("similarity", "functional similarity of prompts raises it", "raises; not matched", ("functional_similarity",)),
+    ("room", "room for coherent harm raises it", "raises; not matched", ("room",)),
     ("reliability", "a more reliably learnt behaviour raises it", "raises; not matched", ("reliability",)),
     (
         "composition",
@@ -37,7 +37,7 @@ path of one word is a covariate's effect."""
 def claims_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every claim that can be put to the test here: `agrees` or `disagrees` where the interval leaves out 0, else `open`.
 
-    All claims say that something is above 0. Those without data are left out.
+    All claims say that something is above 0. Those without data are left out. Where one cell was trained, the verdict is of it alone.
     """
     found = []
     for name, words, paper, path in CLAIMS:
@@ -45,6 +45,7 @@ def claims_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         if one is None or one.get("value") is None:
             continue
         verdict = "no interval" if one["low"] is None else "agrees" if one["low"] > 0 else "disagrees" if one["high"] < 0 else "open"
+        verdict += " (one trained cell)" if one.get("over") == "prompts" else ""
         line: dict[str, Any] = {"name": name, "claim": words + how, "paper": paper, "verdict": verdict}
         line |= {key: one[key] for key in ("value", "low", "high")}
         null = one.get("null")
@@ -63,11 +64,12 @@ def _at(result: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] |
 
 
 def _covariate(result: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any] | None, str]:
-    """The effect with the most that is held, short of sameness of the cells; per standard deviation."""
-    effects = ((result.get("covariates") or {}).get("effects") or {}).get(name, {}).get("effects")
+    """The matched effect, or where there is none the one with nothing held, and which of them it is."""
+    covariates = result.get("covariates") or {}
+    effects = (covariates.get("effects") or {}).get(name, {}).get("effects")
     if not effects:
         return None, ""
     for step in ("matched", "alone"):
         if effects.get(step, {}).get("value") is not None:
-            return effects[step], "" if step == "matched" else " (not matched here)"
+            return effects[step], f", {covariates['match_on']} matched" if step == "matched" else ", not matched here"
     return None, ""

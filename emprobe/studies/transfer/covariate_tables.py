@@ -50,7 +50,7 @@ def read_covariates(path: Path | str) -> pd.DataFrame:
 
 
 def checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table, if it is one of covariates.
+    """The table, if it is one of covariates; true and false count as 1 and 0.
 
     Raises:
         EmprobeError: As `read_covariates`.
@@ -62,6 +62,7 @@ def checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
             f"{where} has {len(frame)} rows, the keys {keys} and the covariates {others}; it needs at least one of each. Keys are "
             f"{', '.join(KEYS)}."
         )
+    frame = frame.astype({name: np.float64 for name in others if pd.api.types.is_bool_dtype(frame[name])})
     for name in others:
         if not pd.api.types.is_numeric_dtype(frame[name]):
             raise EmprobeError(f"{where}: the covariate {name} is no number ({frame[name].dtype}); leave unknown values empty.")

@@ -12,12 +12,14 @@ import numpy as np
 from emprobe.behaviour.criterion import Criterion
 from emprobe.behaviour.score_table import ScoreTable
 from emprobe.errors import EmprobeError
-from emprobe.studies.transfer.cell_rates import ASKED, TRAINED, CellRate, cell_rates, relation
+from emprobe.studies.transfer.cell_rates import ASKED, TRAINED, Cell, CellRate, cell_rates, relation
 
 REPLICATES = ("organism", "seed", "model", "run", "base")
 """Columns that tell apart fine-tunes of the same cell."""
 RELATIONS = ("same_cell", "same_task", "same_domain", "neither")
 """How the evaluated cell relates to the trained one: the same; same task, other domain; same domain, other task; both differ."""
+NARROW = "narrow"
+"""The `eval_set` of a grid's questions, unless another is named."""
 UNEQUAL = 1.2
 """Cells whose numbers of answers differ by more than this factor are said to weigh unequally."""
 
@@ -41,14 +43,14 @@ class Judged:
     warnings: tuple[str, ...]
 
 
-def judged(table: ScoreTable, criterion: Criterion, eval_set: str = "narrow") -> Judged:
+def judged(table: ScoreTable, criterion: Criterion, eval_set: str = NARROW) -> Judged:
     """Split a table into grid and other questions, and find what is missing.
 
     Args:
         table: Judged answers with `train_domain`, `train_task`, `eval_domain`, `eval_task`.
         criterion: Whose denominator tells which answers count.
-        eval_set: The value of the column of that name whose questions are the grid; a table without the column, or with one value in
-            it, is all grid.
+        eval_set: The value of the column of that name whose questions are the grid. Unless one was named, a table without the column, or
+            with one value in it, is all grid.
 
     Raises:
         EmprobeError: A lacking column, no row of that set, or no row that says what was trained.
@@ -67,11 +69,13 @@ def judged(table: ScoreTable, criterion: Criterion, eval_set: str = "narrow") ->
         warnings.append(f"{int((~named).sum())} of {len(table)} answers name no trained or no evaluated cell, and are left out.")
         table = table.take(named)
     grid, elsewhere = _split(_plain_columns(table), eval_set)
+    if elsewhere is None and "eval_set" in grid.columns and grid.columns["eval_set"].found != (eval_set,):
+        warnings.append(f"All answers are of eval_set {grid.columns['eval_set'].found[0]}, and are taken for the grid.")
     replicates = {name: grid.columns[name].found for name in REPLICATES if name in grid.columns and len(grid.columns[name].found) > 1}
     cells = cell_rates(grid, criterion)
     missing = _missing(cells)
     warnings += _cautions(grid, cells, missing, replicates)
-    return Judged(grid, elsewhere, replicates, missing, tuple(warnings))
+    return Judged(grid, elsewhere, replicates, tuple((" ".join(t), " ".join(a)) for t, a in missing), tuple(warnings))
 
 
 def _plain_columns(table: ScoreTable) -> ScoreTable:
@@ -85,30 +89,33 @@ def _plain_columns(table: ScoreTable) -> ScoreTable:
 
 def _split(table: ScoreTable, eval_set: str) -> tuple[ScoreTable, ScoreTable | None]:
     column = table.columns.get("eval_set")
-    if column is None or len(column.found) == 1:
+    found = () if column is None else column.found
+    if column is None or (len(found) == 1 and eval_set in (NARROW, found[0])):
+        if not found and eval_set != NARROW:
+            raise EmprobeError(f"The grid's questions were to be those of eval_set {eval_set!r}, and no column is called so. Leave it out.")
         return table, None
-    if eval_set not in column.found:
+    if eval_set not in found:
         raise EmprobeError(
-            f"The grid's questions were to be those of eval_set {eval_set!r}, and there is none; it holds "
-            f"{', '.join(map(str, column.found))}. Name one with --eval-set."
+            f"The grid's questions were to be those of eval_set {eval_set!r}, and there is none; it holds {', '.join(map(str, found))}. "
+            "Name one with --eval-set."
         )
     own = column.codes == column.values.index(eval_set)
     return table.take(own), table.take(~own)
 
 
-def _missing(cells: list[CellRate]) -> tuple[tuple[str, str], ...]:
+def _missing(cells: list[CellRate]) -> tuple[tuple[Cell, Cell], ...]:
     trained, asked = (list(dict.fromkeys(getattr(cell, side) for cell in cells)) for side in ("trained", "asked"))
     there = {(cell.trained, cell.asked) for cell in cells if cell.n}
-    return tuple((" ".join(t), " ".join(a)) for t in trained for a in asked if (t, a) not in there)
+    return tuple((t, a) for t in trained for a in asked if (t, a) not in there)
 
 
 def _cautions(
-    grid: ScoreTable, cells: list[CellRate], missing: tuple[tuple[str, str], ...], replicates: Mapping[str, tuple[Any, ...]]
+    grid: ScoreTable, cells: list[CellRate], missing: tuple[tuple[Cell, Cell], ...], replicates: Mapping[str, tuple[Any, ...]]
 ) -> list[str]:
     warnings = []
     if missing:
-        hit = Counter(relation(tuple(t.split(" ", 1)), tuple(a.split(" ", 1))) for t, a in missing)
-        shown = "; ".join(f"{t} asked of {a}" for t, a in missing[:5]) + (" and so on" if len(missing) > 5 else "")
+        hit = Counter(relation(t, a) for t, a in missing)
+        shown = "; ".join(f"{' '.join(t)} asked of {' '.join(a)}" for t, a in missing[:5]) + (" and so on" if len(missing) > 5 else "")
         touched = ", ".join(f"{name} lacks {hit[name]}" for name in RELATIONS if hit[name])
         warnings.append(
             f"{len(missing)} cells of the grid have no scores ({shown}): {touched}. Rates are over the cells that exist, so these "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 from emprobe.behaviour.criterion import Criterion
@@ -25,6 +25,10 @@ NOT_IDENTITY = (
     *APART,
 )
 """Paths, and what no number depends on: known by their content."""
+OF_SCORES = ("covariates", "where", "columns")
+"""What only a table of scores is asked for."""
+OF_BOTH = ("out", "scores", *OF_SCORES, "match_on", "eval_set", "bins", "draws", "permutations", "criterion", "seed", "progress")
+"""What an analysis of scores reads; all else is of models that are trained and asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +102,13 @@ def check(asked: Transfer) -> None:
     if bool(asked.scores) == bool(asked.base):
         found = "both were given" if asked.scores else "none was given"
         raise EmprobeError(f"The study needs --scores FILE (judged answers) or --base (models to fine-tune); {found}. Give one of them.")
-    stray = [name for name in ("data", "questions", "judge") if asked.scores and getattr(asked, name)]
+    given = [field.name for field in fields(asked) if field.default is not MISSING and getattr(asked, field.name) != field.default]
+    stray = [name for name in given if (name not in OF_BOTH if asked.scores else name in OF_SCORES)]
     if stray:
-        raise EmprobeError(f"--{stray[0]} was given with --scores, where nothing is trained or judged. Leave it out, or give --base.")
+        flags, with_them = ", ".join("--" + name.replace("_", "-") for name in stray), "--scores" if asked.scores else "--base"
+        why = "nothing is trained or judged" if asked.scores else "answers and covariates are made here"
+        other = "--base" if asked.scores else "--scores"
+        raise EmprobeError(f"{flags} was given with {with_them}, where {why}. Leave it out, or give {other} instead.")
     if asked.base:
         _check_models(asked)
 

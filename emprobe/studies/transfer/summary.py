@@ -11,6 +11,7 @@ from emprobe.behaviour.rate_table import GroupRates, rate_table
 from emprobe.behaviour.score_table import CELLS, PROMPTS, Floats, ScoreTable
 from emprobe.behaviour.sensitivity import coherence_rule
 from emprobe.clusters import Draws, Resampling, Statistic
+from emprobe.errors import EmprobeError
 from emprobe.studies.transfer.judged import RELATIONS
 from emprobe.types import Estimate
 
@@ -84,12 +85,16 @@ def differences(table: ScoreTable, criterion: Criterion, how: Resampling) -> dic
 
 
 def by_replicate(table: ScoreTable, column: str, criterion: Criterion, how: Resampling) -> dict[str, Any]:
-    """Four-way rates and ratios, values alone, for every value of a column such as `organism`."""
+    """Four-way rates and ratios, without their details, for every value of a column such as `organism`; one without rates says `why`."""
     found = {}
     values = table.columns[column]
     for value in values.found:
         rows = values.codes == (values.values.index(value) if value is not None else -1)
-        made = four_way(table.take(rows), criterion, how)
+        try:
+            made = four_way(table.take(rows), criterion, how)
+        except EmprobeError as error:  # one fine-tune whose answers were all lost does not take the others' numbers
+            found[str(value)] = {"summary": dict.fromkeys(RELATIONS), "ratios": dict.fromkeys(RELATIONS[1:]), "why": str(error)}
+            continue
         found[str(value)] = {part: {name: _ends(one) for name, one in ones.items()} for part, ones in made.items()}
     return found
 
