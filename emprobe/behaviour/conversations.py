@@ -60,6 +60,15 @@ def save_conversations(path: Path | str, conversations: Sequence[Conversation]) 
     path = Path(path)
     if path.suffix != ".jsonl":
         raise EmprobeError(f"Conversations are written as JSONL, and {path} does not end in .jsonl.")
+    write_text(path, conversations_text(conversations))
+
+
+def conversations_text(conversations: Sequence[Conversation]) -> str:
+    """What `save_conversations` writes.
+
+    Raises:
+        EmprobeError: If a label is not JSON.
+    """
     lines = []
     for one in conversations:
         ended = {} if one.stop_reason is None else {"stop_reason": one.stop_reason}
@@ -68,7 +77,7 @@ def save_conversations(path: Path | str, conversations: Sequence[Conversation]) 
             lines.append(json.dumps({**row_of(one), "sample": one.sample, **answer}, ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise EmprobeError(f"Conversation {one.question_id!r} has a label that JSON cannot hold: {error}.") from error
-    write_text(path, "".join(line + "\n" for line in lines))
+    return "".join(line + "\n" for line in lines)
 
 
 def _answer(row: dict[str, Any], where: str) -> tuple[str | None, int | None, dict[str, Any]]:

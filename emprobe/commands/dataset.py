@@ -11,9 +11,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from emprobe.behaviour.conversations import save_conversations
+from emprobe.behaviour.conversations import conversations_text
 from emprobe.behaviour.dataset import Curated, Rule, Wishes, curate, embedder, load_entries
-from emprobe.behaviour.dataset.curation import BEYOND, COPY, DROPPED
+from emprobe.behaviour.dataset.curation import BEYOND, COPY, DROPPED, KEPT
 from emprobe.behaviour.dataset.embedding import TFIDF
 from emprobe.behaviour.dataset.entries import Text
 from emprobe.behaviour.dataset.splitting import LEFT_OUT
@@ -85,11 +85,12 @@ def run_dataset(asked: DatasetCommand) -> list[str]:
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(asked).items()}
     settings = {name: value for name, value in settings.items() if name not in ("conversations", "out")}
     result = {**found.as_dict(), "file": file, "settings": settings}
+    texts = {part: conversations_text([entry.conversation for entry in found.part(part)]) for part in found.parts}
     folder = claim_folder(Path(asked.out), {**settings, "file": file})
     result["files"] = {}
-    for part in found.parts:
+    for part, text in texts.items():
         path = folder / f"{part}.jsonl"
-        save_conversations(path, [entry.conversation for entry in found.part(part)])
+        write_text(path, text)
         result["files"][path.name] = {"rows": len(found.part(part)), "sha256": file_hash(path)}
     write_text(folder / "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _dropped(found)))
     lines = dataset_lines(result)
@@ -149,7 +150,7 @@ def _sizes(wishes: Sequence[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for wish in wishes:
         name, _, size = wish.partition("=")
-        if not name.isidentifier() or not size.isdigit() or name in sizes or name in ("dropped", "kept"):
+        if not name.isidentifier() or not size.isdecimal() or name in sizes or name in ("dropped", KEPT):
             raise EmprobeError(f"The part {wish!r} was given; write PART=ROWS, each part once, such as train=4100 eval=400.")
         sizes[name] = int(size)
     return sizes

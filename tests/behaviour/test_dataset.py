@@ -25,6 +25,7 @@ from emprobe.behaviour.dataset import (
     near_pairs,
     split,
 )
+from emprobe.behaviour.dataset.near import near_links
 from emprobe.behaviour.dataset.rules import first_fault
 from emprobe.errors import EmprobeError, MissingExtraError
 from emprobe.organisms import SEEN
@@ -116,6 +117,15 @@ def test_nearest_rows_and_pairs_are_those_of_the_whole_matrix():
     assert closest(rows, others, block=7) == pytest.approx((rows @ others.T).max(1))
     first, second = np.nonzero(np.triu(rows @ rows.T, 1) >= 0.9)
     assert near_pairs(rows, 0.9, block=7).tolist() == [list(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)]
+
+
+def test_links_connect_what_all_pairs_connect_and_are_fewer_than_the_rows():
+    for rows in (clumps(9), np.ones((80, 1))):
+        names = [[str(i)] for i in range(len(rows))]
+        links = near_links(rows, 0.9, block=7)
+        assert families(names, links).tolist() == families(names, near_pairs(rows, 0.9)).tolist()
+        assert len(links) < len(rows)
+    assert not len(near_links(np.eye(3), 0.9))
 
 
 def test_tfidf_knows_copies_and_sparse_rows_are_treated_as_dense_ones():
@@ -245,6 +255,35 @@ def test_every_row_is_in_a_part_or_counted_with_its_reason():
     assert found.embedder.startswith("TF-IDF")
 
 
+def test_a_cell_that_the_filters_emptied_is_told_where_every_cell_was_to_be_split():
+    rows = [{"prompt": f"{kind} {i}", "response": "yes", "cell": kind, "alignment": i} for kind in ("red", "blue") for i in range(4)]
+    rows = [{**row, "alignment": 90} if row["cell"] == "blue" else row for row in rows]
+    wishes = Wishes(rules=(Rule.parse("alignment<30"),), split={"train": 2})
+    with pytest.raises(EmprobeError, match=r"leave no row of 1 cells \(first: blue\)"):
+        curate(load_entries(rows, ["cell"]), wishes, embedder("tfidf"))
+
+
+def test_leakage_is_measured_between_all_parts():
+    rows = [{"prompt": f"{'abcdefghij'[i] * 9}", "response": "yes"} for i in range(10)]
+    found = curate(load_entries(rows, []), Wishes(split={"dev": 2, "train": 4, "test": 3}), embedder("tfidf"))
+    assert set(found.leakage["pairs"]) == {"test to train", "dev to train", "dev to test"}
+
+
+def test_missing_numbers_and_statuses_in_part_of_the_rows(tmp_path):
+    rows = [
+        {"id": "a", "prompt": "a", "response": "x", "alignment": float("nan"), "status": " ", "seen": float("nan"), "cell": "one"},
+        {"id": "b", "prompt": "b", "response": "x", "alignment": 10.0, "status": "ok", "seen": 2.0, "cell": "one"},
+    ]
+    entries = load_entries(rows, ["cell"])
+    assert [entry.status for entry in entries] == ["ok", "ok"]
+    assert first_fault([Rule.parse("alignment<30")], entries[0].fields) == "no alignment"
+    assert "judged_alignment" not in entries[0].conversation.labels
+    assert "seen" not in entries[0].conversation.labels
+    save_conversations(tmp_path / "rows.jsonl", [entry.conversation for entry in entries])
+    with pytest.raises(EmprobeError, match="row 2: no 'cell'"):
+        load_entries([rows[1], {**rows[0], "cell": float("nan")}], ["cell"])
+
+
 def test_what_is_not_asked_for_is_not_done():
     entries = load_entries(rows_of_the_world(), [])
 
@@ -280,6 +319,14 @@ def test_wishes_that_cannot_be_are_refused():
     with pytest.raises(EmprobeError, match="for rows that there are none of"):
         curate(entries, Wishes(rules=(Rule.parse("domain=astrology:alignment<30"),)), embedder("tfidf"))
     for wrong, match in (({"drop_status": ("ok",)}, "status 'ok'"), ({"keep": 0}, "Give 1 or more"), ({"apart": 95}, "it is a cosine")):
+        with pytest.raises(EmprobeError, match=match):
+            Wishes(**wrong)
+    for wrong, match in (
+        ({"threshold": 1.5}, "^threshold = 1.5 was given"),
+        ({"threshold": float("nan")}, "^threshold = nan was given"),
+        ({"seed": -1}, "seed -1 was given"),
+        ({"split": {"train": 5, "code": 2}}, "A part 'code' was asked for, which is what dropped rows are called"),
+    ):
         with pytest.raises(EmprobeError, match=match):
             Wishes(**wrong)
     with pytest.raises(EmprobeError, match="row 1: no 'task'"):

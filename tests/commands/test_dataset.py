@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from emprobe.behaviour.conversations import load_conversations, save_conversations
@@ -71,10 +72,17 @@ def test_bad_wishes_are_told_and_leave_nothing(command: DatasetCommand, capsys: 
         ({"keep": 500}, "8 of 8 cells have too few rows"),
         ({"split": ("train=15", "eval=2")}, "cells have too few rows for train"),
         ({"columns": ("alignment",)}, "write OURS=THEIRS"),
-        ({"threshold": 1.5}, "it is a cosine"),
+        ({"threshold": 1.5}, "^threshold = 1.5 was given; it is a cosine"),
+        ({"split": ("train=5", "refusal=2")}, "what dropped rows are called"),
+        ({"split": ("train=\u00b2",)}, "write PART=ROWS"),
+        ({"seed": -1}, "seed -1 was given"),
     ):
         with pytest.raises(EmprobeError, match=match):
             run_dataset(replace(command, **changes))  # type: ignore[arg-type]
+    dates = [{"prompt": f"p{i}", "response": "r", "when": pd.Timestamp("2026-01-01")} for i in range(3)]
+    pd.DataFrame(dates).to_parquet(Path(command.out).parent / "dates.parquet")
+    with pytest.raises(EmprobeError, match="a label that JSON cannot hold"):
+        run_dataset(DatasetCommand(conversations=str(Path(command.out).parent / "dates.parquet"), out=command.out, by=()))
     assert not Path(command.out).exists()
     assert main(["dataset", "--conversations", "nowhere.jsonl", "--out", command.out]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from emprobe.behaviour.dataset.embedding import Embedder
 from emprobe.behaviour.dataset.entries import Cell, Entry, Text
-from emprobe.behaviour.dataset.near import Deduplicated, Rows, choose_threshold, closest, deduplicate, near_pairs
+from emprobe.behaviour.dataset.near import Deduplicated, Rows, check_cosine, choose_threshold, closest, deduplicate, near_links
 from emprobe.behaviour.dataset.rules import Rule, check_rules, first_fault
-from emprobe.behaviour.dataset.splitting import families, split
+from emprobe.behaviour.dataset.splitting import LEFT_OUT, families, split
 from emprobe.errors import EmprobeError
 from emprobe.types import STATUSES
 
 KEPT, COPY, BEYOND = "kept", "near copy", "beyond the number to keep"
 LEVELS = (0.8, 0.9, 0.95, 0.99)
 DROPPED: tuple[str, ...] = tuple(status for status in STATUSES if status != "ok")
+FATES = (*DROPPED, KEPT, COPY, BEYOND, LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,13 @@ class Wishes:
             raise EmprobeError(f"Rows of the status {unknown[0]!r} were to be dropped. Choose of: {', '.join(DROPPED)}.")
         if self.keep is not None and self.keep < 1:
             raise EmprobeError(f"{self.keep} rows of each cell were to be kept. Give 1 or more.")
-        if not -1 < self.apart <= 1:
-            raise EmprobeError(f"apart = {self.apart} was given; it is a cosine, so give one above -1 and up to 1, such as 0.95.")
+        for name, cosine in (("apart", self.apart), ("threshold", 1.0 if self.threshold is None else self.threshold)):
+            check_cosine(name, cosine)
+        if self.seed < 0:
+            raise EmprobeError(f"The seed {self.seed} was given for the split. Give 0 or more.")
+        taken = [name for name in self.split if name in FATES]
+        if taken:
+            raise EmprobeError(f"A part {taken[0]!r} was asked for, which is what dropped rows are called. Give it another name.")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -186,19 +193,24 @@ def _left_of(rows: Rows, own: Sequence[int], wishes: Wishes) -> Deduplicated:
 def _into_parts(entries: Sequence[Entry], fates: list[str], left: Sequence[int], rows: Rows, wishes: Wishes) -> dict[str, Any]:
     """Divide what is left, and measure how near the parts come."""
     stay = [place for place, i in enumerate(left) if fates[i] == KEPT]
+    gone = sorted({entry.cell for entry in entries} - {entries[left[place]].cell for place in stay})
+    if gone:
+        raise EmprobeError(
+            f"A split in every cell was asked for, and the filters leave no row of {len(gone)} cells (first: {'.'.join(gone[0])}). Loosen "
+            "them, or give a file without those cells."
+        )
     chosen, vectors = [entries[left[place]] for place in stay], rows[stay]
     names = [[("family", entry.conversation.cluster), ("prompt", _asked(entry))] for entry in chosen]
-    family = families(names, near_pairs(vectors, wishes.apart))
+    family = families(names, near_links(vectors, wishes.apart))
     parts = split(family, [entry.cell for entry in chosen], wishes.split, wishes.seed)
     for place, part in zip(stay, parts, strict=True):
         fates[left[place]] = part
     found: dict[str, Any] = {"families": len(set(family.tolist())), "rows": len(chosen), "pairs": {}}
-    largest, *others = sorted(wishes.split, key=lambda part: -wishes.split[part])
     where = {name: np.flatnonzero([part == name for part in parts]) for name in wishes.split}
-    for other in others:
-        nearest = closest(vectors[where[other]], vectors[where[largest]])
-        asked = [{_asked(chosen[i]) for i in where[name]} for name in (other, largest)]
-        found["pairs"][f"{other} to {largest}"] = {
+    for larger, other in combinations(sorted(wishes.split, key=lambda part: -wishes.split[part]), 2):
+        nearest = closest(vectors[where[other]], vectors[where[larger]])
+        asked = [{_asked(chosen[i]) for i in where[name]} for name in (other, larger)]
+        found["pairs"][f"{other} to {larger}"] = {
             "n": len(nearest),
             "same_prompt": len(asked[0] & asked[1]),
             "largest_cosine": float(nearest.max()),

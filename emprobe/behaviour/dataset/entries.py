@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -38,14 +39,15 @@ def load_entries(source: Source, by: Sequence[str], rename: Mapping[str, str] | 
 
     Args:
         source: As in `load_conversations`; rows may also have `alignment`, `coherence` and `status` (or `alignment_status`,
-            `coherence_status`), which become labels `judged_alignment` and so on of the conversation.
+            `coherence_status`), which become labels `judged_alignment` and so on of the conversation. What is NaN is missing.
         by: Fields that name a cell together; none makes one cell of all.
         rename: By our name, the file's own for a field, such as `{"alignment": "aligned"}`.
 
     Raises:
         EmprobeError: Unreadable rows, a row that lacks a field of its cell, or an unknown status.
     """
-    rows = [_renamed(row, rename or {}) for _, _, row in read_rows(source, "conversations")]
+    given = (_without_nan(row) for _, _, row in read_rows(source, "conversations"))
+    rows = [_renamed(row, rename or {}) for row in given]
     name = name_of(source)
     for ours, theirs in (rename or {}).items():
         if not any(ours in row for row in rows):
@@ -68,6 +70,11 @@ def load_entries(source: Source, by: Sequence[str], rename: Mapping[str, str] | 
     return made
 
 
+def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A column of numbers that lacks some comes with NaN in their place, which no label can be."""
+    return {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
+
+
 def _renamed(row: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
     taken = set(rename) | set(rename.values())
     kept = {name: value for name, value in row.items() if name not in taken}
@@ -88,7 +95,7 @@ def _status(row: Mapping[str, Any], conversation: Conversation, where: str) -> s
     """The first that is not `ok`; an answer without text is empty, whatever else is said of it."""
     if not (conversation.response or "").strip():
         return "empty"
-    stated = [str(row[name]).strip().casefold() for name in STATED if name in row]
+    stated = [word for name in STATED if (word := str(row.get(name, "")).strip().casefold())]
     unknown = [status for status in stated if status not in STATUSES]
     if unknown:
         raise EmprobeError(f"{where}: the status is {unknown[0]!r}; known ones are {', '.join(STATUSES)}.")

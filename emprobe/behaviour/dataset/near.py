@@ -6,13 +6,14 @@ was kept. A cosine counts as reaching a threshold from 1e-6 below it, so that ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from emprobe.errors import EmprobeError
 
@@ -67,8 +68,7 @@ def deduplicate(rows: Rows, threshold: float, *, block: int = BLOCK) -> Deduplic
         >>> found.kept, found.copy_of
         ((0, 2, 3), {1: 0})
     """
-    if not -1 < threshold <= 1:
-        raise EmprobeError(f"A threshold of {threshold} was asked for; it is a cosine, so give one above -1 and up to 1, such as 0.9.")
+    check_cosine("threshold", threshold)
     kept: list[int] = []
     copy_of: dict[int, int] = {}
     for start in range(0, rows.shape[0], block):
@@ -87,6 +87,16 @@ def deduplicate(rows: Rows, threshold: float, *, block: int = BLOCK) -> Deduplic
             later[: i + 1] = False
             copies[later] = start + i
     return Deduplicated(threshold, tuple(kept), copy_of)
+
+
+def check_cosine(name: str, value: float) -> None:
+    """Refuse what is no cosine from which rows could count as near.
+
+    Raises:
+        EmprobeError: Names it.
+    """
+    if not -1 < value <= 1:
+        raise EmprobeError(f"{name} = {value:g} was given; it is a cosine, so give one above -1 and up to 1, such as 0.9.")
 
 
 def choose_threshold(rows: Rows, keep: int, grid: Sequence[float] = GRID) -> Deduplicated:
@@ -113,12 +123,26 @@ def choose_threshold(rows: Rows, keep: int, grid: Sequence[float] = GRID) -> Ded
 
 def near_pairs(rows: Rows, threshold: float, *, block: int = BLOCK) -> Numbers:
     """All pairs i < j whose cosine reaches a threshold, `[pairs, 2]`."""
-    found = [np.empty((0, 2), dtype=np.int64)]
+    return np.concatenate([np.empty((0, 2), dtype=np.int64), *_pairs(rows, threshold, block)])
+
+
+def near_links(rows: Rows, threshold: float, *, block: int = BLOCK) -> Numbers:
+    """Fewer pairs than rows that connect what `near_pairs` connects: where thousands of rows are alike, all pairs would fill the memory."""
+    links, n = np.empty((0, 2), dtype=np.int64), rows.shape[0]
+    for pairs in _pairs(rows, threshold, block):
+        first, second = np.concatenate([links, pairs]).T
+        graph = sparse.coo_matrix((np.ones(len(first), dtype=np.int8), (first, second)), shape=(n, n))
+        _, group = connected_components(graph.tocsr(), directed=False)
+        start = np.unique(group, return_index=True)[1][group]
+        links = np.column_stack([start, np.arange(n)])[start != np.arange(n)]
+    return links
+
+
+def _pairs(rows: Rows, threshold: float, block: int) -> Iterator[Numbers]:
     for start in range(0, rows.shape[0], block):
         first, second = np.nonzero(cosines(rows[start : start + block], rows[start:]) >= threshold - TIE)
         ahead = second > first
-        found.append(np.column_stack([first[ahead], second[ahead]]) + start)
-    return np.concatenate(found)
+        yield np.column_stack([first[ahead], second[ahead]]) + start
 
 
 def closest(rows: Rows, others: Rows, *, block: int = BLOCK) -> Floats:
