@@ -108,7 +108,7 @@ def write_transfer(folder: Path, result: Mapping[str, Any]) -> None:
         if figure is None:
             continue
         with atomic_path(folder / name) as path:
-            figure.savefig(path, format="png", dpi=80 if name == "transfer.png" else 110, metadata={"Software": None})
+            figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
     write_text(folder / "README.md", transfer_card(result))
 
 

@@ -25,8 +25,8 @@ STEPS = {
     "matched_main_effects": ("matched, main effects held", RED),
     "matched_main_and_same": ("and sameness held", GREEN),
 }
-WIDEST = 40
-"""Columns of a matrix that a figure holds."""
+WIDEST, WRITTEN = 40, 24
+"""Columns of a matrix that a figure holds, and up to how many its entries are written; of more, colours alone are shown."""
 
 
 def draw_four_way(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
@@ -43,14 +43,17 @@ def draw_four_way(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
         ax.text(place + 0.14, 100 * one["value"] + 1, f"{100 * one['value']:.1f}", fontsize=8)
         ax.plot(place - 0.2, 100 * PAPER[name], "D", mfc="none", mec="black", ms=5, label="Llama-3.1-8B, paper" if not place else None)
     ax.set_xticks(range(len(shown)), [WORDS[name] for name, _ in shown], fontsize=8)
-    ax.set_ylim(0, 105)
+    ax.set_ylim(0, 112)
+    ax.set_yticks(range(0, 101, 20))
     ax.set_ylabel("% misaligned (thin: over trained cells, thick: over prompts)", fontsize=7)
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, loc="upper right", borderaxespad=0)
     return _plain(ax)
 
 
 def draw_matrix(result: Mapping[str, Any], which: str = "task", *, ax: Axes | None = None) -> Axes:
-    """Misaligned rates in per cent: trained in the rows, asked in the columns; the interval, and the coherent rate below `c`.
+    """Misaligned rates in per cent: trained in the rows, asked in the columns; the interval, and the coherent rate behind `c`.
+
+    Of many columns colours alone are shown; a dash stands where nothing was asked, a cross where no answer has scores.
 
     Args:
         result: Of the study.
@@ -63,18 +66,22 @@ def draw_matrix(result: Mapping[str, Any], which: str = "task", *, ax: Axes | No
     width = 0.62 if cells else 1.05
     ax = ax if ax is not None else _axes(1.8 + width * len(columns), 1.6 + (0.5 if cells else 0.75) * len(rows))
     values = [[100 * e["value"] if e and e["value"] is not None else float("nan") for e in row[:WIDEST]] for row in matrix["entries"]]
-    ax.imshow(values, cmap="Reds", vmin=0, vmax=100, aspect="auto")
-    if len(columns) <= 24:
-        for i, row in enumerate(matrix["entries"]):
-            for j, entry in enumerate(row[:WIDEST]):
+    image = ax.imshow(values, cmap="Reds", vmin=0, vmax=100, aspect="auto")
+    written = len(columns) <= WRITTEN
+    if not written:
+        ax.figure.colorbar(image, ax=ax, fraction=0.025, pad=0.01)
+    for i, row in enumerate(matrix["entries"]):
+        for j, entry in enumerate(row[:WIDEST]):
+            if written or entry is None or entry["value"] is None:
                 _entry(ax, i, j, entry, cells)
     ax.set_xticks(range(len(columns)), columns, fontsize=7, rotation=45 if cells else 0, ha="right" if cells else "center")
     ax.set_yticks(range(len(rows)), rows, fontsize=7)
     ax.set_xlabel("asked", fontsize=8)
     ax.set_ylabel("trained", fontsize=8)
     over = {e["over"] for row in matrix["entries"] for e in row if e and e.get("over")}
-    what = "± half the interval" if cells else "[interval]"
-    ax.set_title(f"% misaligned {what} over {' or '.join(sorted(over))}; c: coherent %", fontsize=8, loc="left")
+    what = ("± half the interval" if cells else "[interval]") + f" over {' or '.join(sorted(over))}; c: coherent %"
+    cut = f"; the first {WIDEST} of {len(matrix['columns'])} columns" if len(matrix["columns"]) > WIDEST else ""
+    ax.set_title(f"% misaligned{' ' + what if written else ''}{cut}", fontsize=8, loc="left")
     return ax
 
 
@@ -112,9 +119,9 @@ def draw_reliability(result: Mapping[str, Any], *, ax: Axes | None = None) -> Ax
     ax.set_xlabel("% misaligned in the trained cell", fontsize=8)
     ax.set_ylabel("% misaligned elsewhere", fontsize=8)
     ax.set_xlim(-3, 103)
-    ax.set_ylim(-3, 118)
+    ax.set_ylim(-3, 103)
     if ax.lines:
-        ax.legend(fontsize=7, frameon=False)
+        ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     return _plain(ax)
 
 
@@ -125,6 +132,8 @@ def draw_covariates(result: Mapping[str, Any], *, ax: Axes | None = None) -> Axe
     named = set()
     for place, (_, one) in enumerate(found.items()):
         steps = [step for step in STEPS if one["effects"].get(step, {}).get("value") is not None]
+        if not steps:
+            ax.text(0, place, " not to be told apart", fontsize=7, va="center", color=GREY)
         for k, step in enumerate(steps):
             effect, (words, colour) = one["effects"][step], STEPS[step]
             at = place + 0.16 * (k - (len(steps) - 1) / 2)
