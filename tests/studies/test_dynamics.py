@@ -100,6 +100,16 @@ def test_what_has_no_correlation_is_refused() -> None:
         correlation([1, 2, 3, np.nan], [1, 2, 3, 4], list("abcd"))
 
 
+def test_what_does_not_vary_but_for_rounding_does_not_vary() -> None:
+    """A mean of equal numbers may miss them by a rounding: what is left of them within their runs is nothing all the same."""
+    losses = np.repeat([0.1, 0.7, 1.3, 1.9, 2.6], 10)
+    runs = np.repeat(list("abcde"), 10)
+    assert np.ptp(within(losses, runs)) == 0
+    frame = pd.DataFrame({"run": runs, "loss": losses, "score": np.random.default_rng(0).normal(size=50)})
+    (found,) = relations_of(frame, Columns(("loss",), ("score",), "run"), draws=100)
+    assert set(found["checkpoints"]) == {"rows", "all", "between"}
+
+
 # ---- max_diff
 
 
@@ -310,6 +320,8 @@ def test_missing_numbers_are_counted_and_sets_kept_apart(tmp_path: Path) -> None
         ({"run": ["a", "a", *"bcdefg"]}, {"step": "lr"}, None),
         ({"run": ["a", "a", *"bcdefg"], "lr": 0}, {"step": "lr"}, "2 rows are given twice, the first being run a, lr 0"),
         ({"run": [None, *"abcdefg"]}, {}, "1 of 8 rows have no run"),
+        ({"lr": [None, *[1e-3] * 7]}, {"given": "lr"}, "1 of 8 rows have no lr"),
+        ({"run": ["a", "a", *"bcdefg"], "lr": [1, 2] + [1] * 6}, {"given": "lr"}, "Run a has several values of lr"),
         ({}, {"score": ()}, "--runs was given without --score"),
         ({}, {"base": "planted-s0"}, "--base was given with --runs"),
         ({}, {"tolerance": -1.0}, "--tolerance -1 was given"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def test_ones_own_model_and_its_resumption(llama: Checkpoints, tmp_path: Path, m
     assert json.loads(json.dumps(run_dynamics(asked))) == read_json(tmp_path / "out" / "result.json")
     with pytest.raises(MismatchError, match="lag"):
         run_dynamics(own(llama.base, tmp_path, lag=2))
+    known = tmp_path / "data.jsonl"
+    with pytest.raises(EmprobeError, match="4 of 4 conversations of --evaluation .* are in --data"):
+        run_dynamics(replace(asked, evaluation=str(known), rows=4, out=str(tmp_path / "other")))
     # What it wrote goes back in as a table.
     table = tmp_path / "out" / "runs.csv"
     flags: dict[str, Any] = {"step": "step", "set": "set", "out": str(tmp_path / "again"), "draws": 100}
@@ -190,6 +194,8 @@ def test_the_study_of_an_organism(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"base": "nothing-s9"}, "For a model of your own, give --data"),
         ({"domain": "music"}, "Organisms are trained on one of"),
         ({"schedules": ("linear",), "lrs": (1e-3,)}, "2 runs were asked for; a relation between runs needs at least 4"),
+        ({"seeds": (0, 0)}, "--seeds 0 0 was given: each once"),
+        ({"lrs": (1e-3, 0.0010000001)}, "Two learning rates are called 0.001"),
         ({"every": 7}, "60 steps with a checkpoint every 7"),
         ({"every": 60}, "at least 2 checkpoints"),
         ({"score": ("harmless",)}, "--score names a column of a table"),

@@ -18,6 +18,7 @@ from emprobe.finetuning.solution import FullSolution
 from emprobe.models.load import Checkpoint, load_model
 from emprobe.organisms import HELD_OUT, find_organism, questions
 from emprobe.studies.dynamics.settings import Dynamics
+from emprobe.studies.prompts import text_of
 from emprobe.studies.solutions import world_conversations
 from emprobe.types import Conversation
 
@@ -91,13 +92,14 @@ def material_of(asked: Dynamics, base: Checkpoint) -> Material:
     """Evaluation rows and question sets.
 
     Raises:
-        EmprobeError: Unusable files, or two question files of one name.
+        EmprobeError: Unusable files, two question files of one name, or evaluation conversations that are trained on.
     """
     if asked.way != "world":
         sets = {Path(path).stem: load_questions(path) for path in asked.questions}
         if len(sets) < len(asked.questions):
             raise EmprobeError(f"Two of the question files {', '.join(asked.questions)} have one name, and sets bear it. Rename one.")
         rows = load_conversations(str(asked.evaluation))[: asked.rows]
+        _check_held_back(asked, rows)
         return Material(response_rows(base.tokenizer, rows, max_length=asked.max_length), sets)
     held_back = world_conversations([asked.domain], "bad", asked.rows, HELD_OUT_SEED)
     # A paraphrase of one question is read alike, so item and task are what intervals count.
@@ -110,6 +112,17 @@ def material_of(asked: Dynamics, base: Checkpoint) -> Material:
         "new domains": [q for q in everything if q.labels["domain"] in HELD_OUT],
     }
     return Material(response_rows(base.tokenizer, held_back), sets)
+
+
+def _check_held_back(asked: Dynamics, rows: Sequence[Conversation]) -> None:
+    """Refuse an evaluation loss that would be a training loss."""
+    known = {(text_of(one), one.response) for one in (load_conversations(asked.data) if asked.data else ())}
+    shared = sum((text_of(one), one.response) in known for one in rows)
+    if shared:
+        raise EmprobeError(
+            f"{shared} of {len(rows)} conversations of --evaluation {asked.evaluation} are in --data {asked.data} too, so that their loss "
+            "is a training loss. Hold back others."
+        )
 
 
 def runs_of(asked: Dynamics, base: Checkpoint, folder: Path) -> list[Run]:
@@ -125,7 +138,7 @@ def runs_of(asked: Dynamics, base: Checkpoint, folder: Path) -> list[Run]:
     wanted = max(asked.steps * asked.batch, asked.rows)
     by_seed = {s: own if own is not None else world_conversations([asked.domain], "bad", wanted, s) for s in asked.seeds}
     rows = {s: response_rows(base.tokenizer, data[: asked.rows], max_length=asked.max_length) for s, data in by_seed.items()}
-    hashes = {s: content_hash([[c.as_dict() if hasattr(c, "as_dict") else repr(c)] for c in data]) for s, data in by_seed.items()}
+    hashes = {s: content_hash([repr(c) for c in data]) for s, data in by_seed.items()}
     made = []
     for schedule, lr, seed in product(asked.schedules, asked.lrs, asked.seeds):
         name = f"{schedule}-{lr:g}-{seed}"

@@ -102,8 +102,8 @@ def by_tolerance(loss: Floats, score: Floats) -> list[dict[str, float]]:
         >>> [one["value"] for one in by_tolerance(np.array([1.0, 1.002]), np.array([10.0, 30.0]))]
         [0.0, 0.0, 20.0, 20.0, 20.0]
     """
-    gaps, apart = score[:, None] - score[None, :], loss[:, None] - loss[None, :]
-    return [{"tolerance": tolerance, "value": float(gaps[apart <= tolerance].max())} for tolerance in TOLERANCES]
+    gaps = score[:, None] - score[None, :]
+    return [{"tolerance": t, "value": float(gaps[loss[:, None] <= loss[None, :] + t].max())} for t in TOLERANCES]
 
 
 def _dealt(x: Floats, y: Floats, tolerance: float, draws: int, rng: np.random.Generator, line: Floats | float = 0.0) -> Floats:

@@ -19,6 +19,7 @@ from emprobe.types import Estimate, Null
 
 DRAWS = 2000
 LEAST_RUNS = 4
+ROUNDING = 1e-12
 AT_ONCE = 500_000
 """Weights of rows that are held in memory at a time."""
 Correlation = Callable[[Floats, Floats, Floats], Floats]
@@ -130,8 +131,13 @@ def shuffled(x: Floats, y: Floats, codes: Codes, of: Correlation, value: float, 
     return null_of("scores shuffled among runs, |ρ|", abs(value), np.abs(pearson_of(midranks(x, each), by_value[ranks], each)))
 
 
+def varies(values: Floats) -> bool:
+    """Whether values differ by more than rounding."""
+    return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
+
+
 def within(values: ArrayLike, groups: ArrayLike) -> Floats:
-    """What is left of each value when its group's mean is taken away.
+    """What is left of each value when its group's mean is taken away; rounding that is left of equal values is 0.
 
     Example:
         >>> within([1.0, 3.0, 10.0], ["a", "a", "b"]).tolist()
@@ -139,7 +145,8 @@ def within(values: ArrayLike, groups: ArrayLike) -> Floats:
     """
     codes = np.unique(np.asarray(groups), return_inverse=True)[1]
     x = np.asarray(values, dtype=np.float64)
-    return np.asarray(x - means_of(x, codes)[codes])
+    left = x - means_of(x, codes)[codes]
+    return np.where(np.abs(left) > ROUNDING * np.abs(x).max(), left, 0.0)
 
 
 def means_of(values: Floats, codes: Codes) -> Floats:
@@ -165,7 +172,7 @@ def checked(x: ArrayLike, y: ArrayLike, runs: ArrayLike) -> tuple[Floats, Floats
             "runs are evidence. Give more runs."
         )
     for values, what in ((a, "loss"), (b, "score")):
-        if np.ptp(values) == 0:
+        if not varies(values):
             raise EmprobeError(f"The {what} is {values[0]:g} in all {len(values)} rows, so nothing can vary with it. Give another column.")
     return a, b, codes.astype(np.int64), len(names)
 

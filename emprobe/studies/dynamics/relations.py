@@ -8,7 +8,7 @@ import numpy as np
 
 from emprobe.errors import EmprobeError
 from emprobe.studies.dynamics.max_diff import by_tolerance, max_diff
-from emprobe.studies.dynamics.relation import LEAST_RUNS, STATISTICS, correlation, means_of, pearson_of, within
+from emprobe.studies.dynamics.relation import LEAST_RUNS, STATISTICS, correlation, means_of, pearson_of, varies, within
 from emprobe.studies.dynamics.table import Columns, one_per_run, sets_of
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _checkpoints(known: pd.DataFrame, columns: Columns, loss: str, score: str, h
     }
     found: dict[str, Any] = {"rows": len(known)}
     for name, part in parts.items():
-        if min(np.ptp(part[0]), np.ptp(part[1])) > 0:
+        if varies(part[0]) and varies(part[1]):
             found[name] = {kind: correlation(*part, kind, **how).as_dict() for kind in STATISTICS}
     return found
 
@@ -109,7 +109,7 @@ def _within_given(known: pd.DataFrame, columns: Columns, ends: pd.DataFrame, x: 
     value_of = dict(zip(known[columns.run].astype(str), known[columns.given].astype(str), strict=True))
     groups = [value_of[run] for run in ends[columns.run].astype(str)]
     a, b = within(x, groups), within(y, groups)
-    if len(set(groups)) > len(groups) - LEAST_RUNS or min(np.ptp(a), np.ptp(b)) == 0:
+    if len(set(groups)) > len(groups) - LEAST_RUNS or not (varies(a) and varies(b)):
         return {}
     values = {kind: correlation(a, b, ends[columns.run].astype(str), kind, **how).as_dict() for kind in STATISTICS}
     return {"within_given": {"column": columns.given, "values": len(set(groups)), **values}}

@@ -169,13 +169,25 @@ def _check_models(asked: Dynamics) -> None:
     if asked.way == "finetunes":
         _check_runs(len(asked.finetunes))
         return
-    _check_runs(len(asked.schedules) * len(asked.lrs) * len(asked.seeds))
+    _check_grid(asked)
     kept = asked.steps // asked.every
     if asked.steps % asked.every or kept < 2 * asked.lag:
         raise EmprobeError(
             f"{asked.steps} steps with a checkpoint every {asked.every} were asked for. Give steps that are a multiple of it, and at least "
             f"{2 * asked.lag} checkpoints ({LEAST_POINTS - 1} or more for change-points)."
         )
+
+
+def _check_grid(asked: Dynamics) -> None:
+    for name in ("schedules", "lrs", "seeds"):
+        given = getattr(asked, name)
+        if len(set(given)) < len(given):
+            raise EmprobeError(f"--{name} {' '.join(map(str, given))} was given: each once, since the same run twice is no more evidence.")
+    names = [f"{lr:g}" for lr in asked.lrs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EmprobeError(f"Two learning rates are called {twice}, and runs bear their names. Give rates that differ in six digits.")
+    _check_runs(len(asked.schedules) * len(asked.lrs) * len(asked.seeds))
 
 
 def _check_runs(n: int) -> None:

@@ -46,8 +46,8 @@ def read_runs(path: Path | str, columns: Columns) -> pd.DataFrame:
     """The named columns of a file, with numbers as numbers; missing ones are NaN.
 
     Raises:
-        EmprobeError: If the file cannot be read, lacks a column, holds words or infinities for numbers, a row names no run, or one run
-            (and step, and set) stands in several rows.
+        EmprobeError: If the file cannot be read, lacks a column, holds words or infinities for numbers, a row names no run (or step, set,
+            given), a run has several values of `given`, or one run (and step, and set) stands in several rows.
     """
     frame = read_frame(Path(path).expanduser())
     if not len(frame):
@@ -82,10 +82,14 @@ def _numbers(column: pd.Series[Any], where: str) -> Any:
 
 
 def _check_runs(frame: pd.DataFrame, columns: Columns, where: str) -> None:
-    for name in (columns.run, *(n for n in (columns.step, columns.set) if n)):
+    for name in (columns.run, *(n for n in (columns.step, columns.set, columns.given) if n)):
         unnamed = int(frame[name].isna().sum())
         if unnamed:
             raise EmprobeError(f"{where}: {unnamed} of {len(frame)} rows have no {name}, so it is not known what they are of. Name them.")
+    if columns.given:
+        several = frame.groupby(columns.run)[columns.given].nunique() > 1
+        if several.any():
+            raise EmprobeError(f"{where}: Run {several.idxmax()} has several values of {columns.given}, so it is equal to no other in it.")
     key = [columns.run, *(name for name in (columns.step, columns.set) if name)]
     # Without a step, rows of one run may differ; the same row twice is a copy all the same.
     copies = frame.duplicated(subset=key if columns.step else list(frame.columns), keep=False)
