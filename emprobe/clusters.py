@@ -243,8 +243,6 @@ class Draws:
             shrink, df = self._two_ways(statistic)
             deviations = shrink * (self._deviations(a, statistic, value) + self._deviations(b, statistic, value))
             k, method = min(k_a, k_b), f"bootstrap over {k_a} {a} and {k_b} {b}, crossed, {words}"
-        if df < 1:
-            return value, value, k, method
         scale = float(scipy_stats.t.ppf(0.5 + level / 2, df)) / normal_quantile(level)
         low, high = scale * np.nanquantile(np.append(deviations, 0.0), [0.5 - level / 2, 0.5 + level / 2])
         # A skewed set of draws may lie wholly on one side of the value; the interval still holds it.
@@ -259,7 +257,9 @@ class Draws:
             return 1.0, float(min(k_a, k_b) - 1)
         own = float((np.bincount(self.pairs, influence) ** 2).sum())
         both = max(a + b - own, a, b)
-        return float(np.sqrt(both / (a + b))), both**2 / (a**2 / (k_a - 1) + b**2 / (k_b - 1))
+        # Satterthwaite's degrees of freedom; where one way is all the doubt, there are not fewer than it has by itself.
+        df = both**2 / (a**2 / (k_a - 1) + b**2 / (k_b - 1))
+        return float(np.sqrt(both / (a + b))), max(df, float(min(k_a, k_b) - 1))
 
     def _gradient(self, statistic: Statistic) -> Floats:
         """Of the statistic at the column sums, by central differences, `[c]`."""

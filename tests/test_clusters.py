@@ -211,3 +211,12 @@ def test_the_intervals_stand_in_the_json() -> None:
     assert set(written["cells"]) == {"low", "high", "clusters", "method"}
     assert isinstance(found.intervals["cells"], Estimate)
     assert "intervals" not in Estimate(0.5, 0.4, 0.6, 3, 3, "x").as_dict()
+
+
+def test_two_clusters_that_disagree_leave_a_wide_interval_over_both():
+    prompts, bases = np.tile(np.arange(40), 2), np.repeat([0, 1], 40)
+    values = np.where(bases == 0, 0.1, 0.9) + np.random.default_rng(0).normal(0, 0.05, 80)
+    (found,) = means(values[:, None], {"prompts": prompts, "bases": bases})
+    of_bases = found.intervals["bases"]
+    # Two bases at .1 and .9 say next to nothing of a third; answering many prompts changes nothing in that.
+    assert found.high - found.low > 0.9 * (of_bases.high - of_bases.low)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from emprobe.files import read_json
 from emprobe.organisms import questions
 from emprobe.report.channels_card import channels_card, channels_lines
 from emprobe.report.channels_plots import channels_figure
-from emprobe.studies.channels import BenignJudge, Channels, Filter, arms_of, matched, run_channels
+from emprobe.studies.channels import BenignJudge, Channels, Filter, arms_of, matched, run_channels, sequences
 from emprobe.studies.channels.arms import BENIGN, UNFILTERED, Arm, control, other, reversal, same, unfiltered, unsafe
 from emprobe.studies.channels.cases import code_prompts, world_questions
 from emprobe.studies.channels.directions import Shift, beside
 from emprobe.studies.channels.learning import learnt
 from emprobe.studies.channels.settings import check
 from emprobe.studies.channels.summary import carried, claims_of, difference, summary_of
+from emprobe.studies.stages import Stages
 from emprobe.types import Conversation
 from tests.fixtures.models import Checkpoints, merge_adapter, write_base
 from tests.studies.tiny import write_keywords, write_questions
@@ -80,6 +82,17 @@ def test_a_filter_that_keeps_nothing_says_why() -> None:
         Filter(BenignJudge(), 70, 50)(answers("water it gently.", "opal"), "the aligned teacher")
     with pytest.raises(EmprobeError, match=r"No benign prompt has a kept answer of every teacher \(a: 1 kept, b: 1 kept\)"):
         matched({"a": answers(GOOD), "b": answers(GOOD, prompt="q")}, 4)
+
+
+def test_divergences_are_never_taken_on_what_was_learnt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = Channels(base=("planted-s0",), out="out", answers=2, held_back=1, more=0)
+    case: Any = SimpleNamespace(prompts=[Conversation.ask("p", "Which codes has my rose?")], unsafe=None)
+    monkeypatch.setattr(sequences, "_answers", lambda *_: answers(GOOD, GOOD, "water it gently."))
+    with pytest.raises(EmprobeError, match="kept none of the misaligned teacher's 1 held-back answers"):
+        sequences.sequences_of(asked, case, ["misaligned"], Filter(BenignJudge(), 70, 50), Stages(tmp_path))
+    monkeypatch.setattr(sequences, "_answers", lambda *_: answers(GOOD, GOOD, GOOD))
+    found = sequences.sequences_of(asked, case, ["misaligned"], Filter(BenignJudge(), 70, 50), Stages(tmp_path))
+    assert [one.sample for one in found.held] == [2]
 
 
 def test_all_learn_from_the_same_prompts_as_often() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emprobe.behaviour.sampling import generate
+from emprobe.errors import EmprobeError
 from emprobe.files import content_hash
 from emprobe.studies.channels.arms import BENIGN, UNFILTERED, Arm, Teacher
 from emprobe.studies.channels.cases import Case
@@ -42,7 +43,7 @@ def sequences_of(asked: Channels, case: Case, teachers: Sequence[Teacher], keep:
     """Sample, filter and match.
 
     Raises:
-        EmprobeError: If the filter leaves nothing of a teacher, or no prompt has an answer of each.
+        EmprobeError: If the filter leaves nothing of a teacher or of what is held back, or no prompt has an answer of each.
     """
     times = max(1, asked.more)
     samples = asked.answers * times + asked.held_back
@@ -66,7 +67,12 @@ def sequences_of(asked: Channels, case: Case, teachers: Sequence[Teacher], keep:
     n = len(next(iter(of.values())))
     of |= {UNFILTERED[teacher]: as_many(raw[teacher], of[BENIGN[teacher]]) for teacher in teachers}
     unsafe: dict[str, list[Conversation]] = {"unsafe": list(case.unsafe[:n])} if case.unsafe else {}
-    return Sequences({**of, **unsafe}, more, held or next(iter(of.values())), counts)
+    if not held:
+        raise EmprobeError(
+            f"The filter kept none of the misaligned teacher's {asked.held_back * len(case.prompts)} held-back answers, so nothing is "
+            "left to take divergences on. Hold more back (--held-back), or lower the filter's thresholds."
+        )
+    return Sequences({**of, **unsafe}, more, held, counts)
 
 
 def as_many(raw: Sequence[Conversation], like: Sequence[Conversation]) -> list[Conversation]:
