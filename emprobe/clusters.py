@@ -243,6 +243,8 @@ class Draws:
             shrink, df = self._two_ways(statistic)
             deviations = shrink * (self._deviations(a, statistic, value) + self._deviations(b, statistic, value))
             k, method = min(k_a, k_b), f"bootstrap over {k_a} {a} and {k_b} {b}, crossed, {words}"
+        if df == 0:  # a single row
+            return value, value, k, method
         scale = float(scipy_stats.t.ppf(0.5 + level / 2, df)) / normal_quantile(level)
         low, high = scale * np.nanquantile(np.append(deviations, 0.0), [0.5 - level / 2, 0.5 + level / 2])
         # A skewed set of draws may lie wholly on one side of the value; the interval still holds it.
