@@ -48,10 +48,13 @@ def locked_folder(folder: Path | str) -> Iterator[Path]:
     """Hold a folder for one writer; the lock goes with the process, however it ends. What a killed writer left half-written is removed.
 
     Raises:
-        EmprobeError: If another process is writing there.
+        EmprobeError: If it cannot be made, or another process is writing there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise EmprobeError(f"The folder {folder} cannot be used: {error.strerror}. Give another.") from error
     if sys.platform == "win32":  # No locks on folders there: two writers would have to be kept apart by the user.
         yield folder
         return

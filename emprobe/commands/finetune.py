@@ -133,8 +133,10 @@ class Finetune:
 
 
 _OF_METHOD = {"lora": ("rank", "alpha", "rslora", "dropout", "target_modules", "layers"), "vector": ("layer", "site"), "full": ()}
-_OF_DISTILLATION = ("tokens", "temperature", "estimator", "max_new_tokens")
-_NOT_OF_DISTILLATION = ("kl_data", "kl_weight", "kl_batch", "loss_on", "inoculation", "during", "anchored")
+_OF_ANCHOR = ("kl_data", "kl_weight", "kl_units", "kl_batch")
+_OF_OPD = ("estimator", "max_new_tokens")
+_OF_DISTILLATION = ("tokens", "temperature", *_OF_OPD)
+_NOT_OF_DISTILLATION = (*_OF_ANCHOR, "loss_on", "inoculation", "during", "anchored")
 _OF_RECIPE = tuple(Recipe.__dataclass_fields__)
 
 
@@ -145,10 +147,10 @@ def run_finetune(asked: Finetune) -> list[str]:
         EmprobeError: Unusable input, or a loss that diverges.
         MismatchError: If the folder holds another fine-tune.
     """
+    taught = _taught(asked)
     method, anchor = _method(asked), _anchor(asked)
     if asked.checkpoints and asked.checkpoint_every is not None:
         raise EmprobeError("--checkpoints and --checkpoint-every were both given; both say when to keep what was found. Give one.")
-    taught = _taught(asked)
     common: dict[str, Any] = {
         "method": method,
         "recipe": Recipe(**{name: getattr(asked, name) for name in _OF_RECIPE}),
@@ -195,6 +197,9 @@ def _taught(asked: Finetune) -> dict[str, Any] | None:
     stray = [name for name in _NOT_OF_DISTILLATION if getattr(asked, name) != Finetune.__dataclass_fields__[name].default]
     if stray:
         raise EmprobeError(f"--{stray[0].replace('_', '-')} does not go with --teacher. Leave it out.")
+    foreign = [name for name in _OF_OPD if name in given and asked.channel != "opd"]
+    if foreign:
+        raise EmprobeError(f"--{foreign[0].replace('_', '-')} belongs to --channel opd, and {asked.channel} was asked for. Leave it out.")
     return {"channel": asked.channel, **given}
 
 
@@ -214,6 +219,9 @@ def _method(asked: Finetune) -> Method:
 
 def _anchor(asked: Finetune) -> KLAnchor | None:
     if asked.kl_data is None and asked.kl_weight is None:
+        stray = [name for name in _OF_ANCHOR if getattr(asked, name) != Finetune.__dataclass_fields__[name].default]
+        if stray:
+            raise EmprobeError(f"--{stray[0].replace('_', '-')} goes with --kl-data and --kl-weight. Give them, or leave it out.")
         return None
     if asked.kl_weight is None:
         raise EmprobeError("--kl-data was given without --kl-weight: how much staying at the base counts (about 1 to 10 per token).")
@@ -233,7 +241,7 @@ def _result(asked: Finetune, found: FineTune) -> dict[str, Any]:
         "record": "FineTune",
         "inputs": {
             "command": {name: value for name, value in asdict(asked).items() if name not in ("out", "progress")},
-            "files": {name: {"file": path.name, "sha256": file_hash(path)} for name, path in files.items()},
+            "files": {n: {"file": path.name, "sha256": file_hash(path) if path.is_file() else None} for n, path in files.items()},
         },
         "settings": dict(found.settings),
         "norm": None if asked.method == "full" else found.solution.norm,

@@ -13,11 +13,11 @@ from torch import Tensor
 from emprobe.finetuning.losses import Kind, cross_entropies, divergences, hidden_at_targets, reverse_kl_and_gradient
 from emprobe.finetuning.measures import response_loss
 from emprobe.finetuning.methods import Full, Method, Recipe, Vector
-from emprobe.finetuning.mounting import Mounted
+from emprobe.finetuning.mounting import Mounted, plain_config
 from emprobe.finetuning.objectives import batch_of
 from emprobe.finetuning.rollouts import Rollouts
 from emprobe.finetuning.rows import Batch, Row
-from emprobe.finetuning.solution import LoRASolution, plain_config
+from emprobe.finetuning.solution import LoRASolution
 from emprobe.finetuning.step import micro_batches
 from emprobe.finetuning.teaching import Teacher, divergences_beside, reverse, tempered
 from emprobe.models.load import Checkpoint

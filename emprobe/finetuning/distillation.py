@@ -97,7 +97,7 @@ def distill(
     """
     recipe = recipe or Recipe()
     _check_wishes(channel, estimator, temperature, tokens, max_new_tokens, recipe)
-    check_start(student, method, out, {} if not isinstance(teacher, Checkpoint) else options)
+    check_start(student, method, out, {} if not isinstance(teacher, Checkpoint) else options, eval_every, save_every)
     base = student if isinstance(student, Checkpoint) else load_model(student, **options)
     check_method(base, method)
     with opened(teacher, base, options) as taught_by:
@@ -112,6 +112,7 @@ def distill(
             "base": {"name": base.name, "fingerprint": base.fingerprint},
             "teacher": {"name": taught_by.name, "fingerprint": taught_by.fingerprint},
             "channel": channel,
+            "dtype": str(base.hf.dtype),
             **method.as_dict(),
             "recipe": recipe.as_dict(),
             "steps": steps if tokens is None else None,
@@ -171,8 +172,6 @@ def _check_wishes(channel: str, estimator: str, temperature: float, tokens: int 
         )
     if min(max_new_tokens, 1 if tokens is None else tokens) < 1:
         raise EmprobeError(f"tokens={tokens} and max_new_tokens={max_new_tokens} were asked for. Both must be at least 1.")
-    if tokens is not None and recipe.steps is not None:
-        raise EmprobeError(
-            f"A run of {recipe.steps} steps was asked for that ends after {tokens} tokens. Give one of the two: steps in the recipe, or "
-            "tokens."
-        )
+    length = f"{recipe.epochs:g} epochs" if recipe.steps is None else f"{recipe.steps} steps"
+    if tokens is not None and (recipe.steps is not None or recipe.epochs != 1):
+        raise EmprobeError(f"A run of {length} was asked for that ends after {tokens} tokens. Give one of the two: {length}, or tokens.")

@@ -13,6 +13,7 @@ from emprobe.types import Conversation, Site
 Schedule = Literal["linear", "cosine", "constant", "cyclic"]
 LossOn = Literal["last", "all"]
 Overlong = Literal["refuse", "drop"]
+LARGEST_SEED = 2**32
 
 
 @dataclass(frozen=True)
@@ -163,11 +164,13 @@ class Recipe:
         positive = {"lr": self.lr, "epochs": self.epochs, "batch": self.batch, "clip": self.clip, "cycles": self.cycles}
         positive |= {"max_length": self.max_length, "steps": 1 if self.steps is None else self.steps}
         positive |= {"micro_batch": 1 if self.micro_batch is None else self.micro_batch}
-        wrong = [f"{name}={value:g}" for name, value in positive.items() if not value > 0]
-        wrong += [f"{name}={getattr(self, name):g}" for name in ("warmup", "weight_decay") if getattr(self, name) < 0]
+        wrong = [f"{name}={value:g}" for name, value in positive.items() if not 0 < value < math.inf]
+        wrong += [f"{name}={getattr(self, name):g}" for name in ("warmup", "weight_decay") if not 0 <= getattr(self, name) < math.inf]
+        wrong += [f"seed={self.seed}"] if abs(self.seed) > LARGEST_SEED else []
         if wrong:
             raise EmprobeError(
-                f"A fine-tune was asked for with {', '.join(wrong)}. Warm-up and weight decay are 0 or more, the rest above 0."
+                f"A fine-tune was asked for with {', '.join(wrong)}. Warm-up and weight decay are 0 or more, the rest above 0, all finite; "
+                f"seeds go up to {LARGEST_SEED}."
             )
 
     def n_steps(self, rows: int) -> int:

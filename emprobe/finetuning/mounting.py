@@ -200,6 +200,16 @@ def lora_config(checkpoint: Checkpoint, method: LoRA) -> LoraConfig:
     )
 
 
+def plain_config(config: LoraConfig, base: str) -> dict[str, Any]:
+    """PEFT's settings as plain values, with the base as the user calls it."""
+    keep = ("r", "lora_alpha", "lora_dropout", "use_rslora", "layers_to_transform")
+    found: dict[str, Any] = {name: getattr(config, name) for name in keep}
+    targets = config.target_modules
+    found["target_modules"] = targets if isinstance(targets, str) else sorted(targets or ())
+    found |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "fan_in_fan_out": config.fan_in_fan_out, "inference_mode": False}
+    return found | {"base_model_name_or_path": base}
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 

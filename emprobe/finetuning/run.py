@@ -71,7 +71,7 @@ def finetune(
     Source:
         Narrow: arXiv 2602.07852. Inoculation: arXiv 2510.04340.
     """
-    check_start(base, method, out, options)
+    check_start(base, method, out, options, eval_every, save_every)
     checkpoint = base if isinstance(base, Checkpoint) else load_model(base, **options)
     recipe, plan = recipe or Recipe(), Plan.of(*_listed(during)) if _listed(during) else None
     held = (anchored,) if isinstance(anchored, Direction) else tuple(anchored)
@@ -87,6 +87,7 @@ def finetune(
     rate_factor(recipe, steps)
     settings = {
         "base": {"name": checkpoint.name, "fingerprint": checkpoint.fingerprint},
+        "dtype": str(checkpoint.hf.dtype),
         **method.as_dict(),
         "recipe": recipe.as_dict(),
         "steps": steps,

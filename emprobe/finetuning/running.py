@@ -16,23 +16,32 @@ from emprobe.files import content_hash, locked_folder, read_json, write_json
 from emprobe.finetuning.lengths import History, Length
 from emprobe.finetuning.loop import Loop
 from emprobe.finetuning.methods import Full, LoRA, Method, Recipe, Vector
-from emprobe.finetuning.mounting import Mounted, lora_config, mounted_full, mounted_lora, mounted_vector
+from emprobe.finetuning.mounting import Mounted, lora_config, mounted_full, mounted_lora, mounted_vector, plain_config
 from emprobe.finetuning.objectives import Objective
 from emprobe.finetuning.record import CARD, COLUMNS, CURVE, FOUND, FineTune, checkpoint_folder, save_curve
 from emprobe.finetuning.rows import Row
-from emprobe.finetuning.solution import FullSolution, LoRASolution, Solution, VectorSolution, plain_config
+from emprobe.finetuning.solution import FullSolution, LoRASolution, Solution, VectorSolution
 from emprobe.finetuning.state import STATE, load_state, save_state
 from emprobe.finetuning.watching import Diverged
 from emprobe.models.load import Checkpoint
 from emprobe.models.sites import check_layers, taps_of
 
 
-def check_start(base: Checkpoint | str | Path, method: Method, out: Path | str | None, options: dict[str, Any]) -> None:
+def check_start(base: Checkpoint | str | Path, method: Method, out: Path | str | None, options: dict[str, Any], *every: int) -> None:
     """Refuse what can be told before a model is loaded.
 
+    Args:
+        base: As in `finetune`.
+        method: As there.
+        out: As there.
+        options: As there.
+        every: Numbers of updates between evaluations, and between saves.
+
     Raises:
-        EmprobeError: A full fine-tune of a model in memory, or into none; options of loading for what is loaded.
+        EmprobeError: A full fine-tune of a model in memory, or into none; options of loading for what is loaded; no updates between.
     """
+    if min(every, default=1) < 1:
+        raise EmprobeError(f"eval_every and save_every are {' and '.join(map(str, every))}; they are numbers of updates. Give 1 or more.")
     if isinstance(method, Full) and (isinstance(base, Checkpoint) or out is None):
         raise EmprobeError(
             "A full fine-tune changes the model's own weights and is a checkpoint of its own. Give the base as a path (a checkpoint in "
@@ -142,8 +151,9 @@ class Run:
                     f"The output folder {folder} holds files that are no fine-tune of emprobe. Give an empty or a new folder."
                 )
             write_json(folder / CARD, self.settings)
-        elif content_hash(read_json(folder / CARD)) != content_hash(self.settings):
-            there = read_json(folder / CARD)
+            return
+        there = {"dtype": self.settings["dtype"]} | read_json(folder / CARD)  # earlier records do not name it
+        if content_hash(there) != content_hash(self.settings):
             different = [name for name in self.settings if there.get(name) != self.settings[name]]
             raise MismatchError(f"{folder} holds another fine-tune (it differs in: {', '.join(different)}). Give another folder.")
 

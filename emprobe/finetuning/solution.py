@@ -72,6 +72,19 @@ class Solution(ABC):
     def _mounted(self, checkpoint: Checkpoint) -> Any:
         """The context that puts it on a checkpoint."""
 
+    def check_base(self, base: Checkpoint) -> None:
+        """Refuse other weights than those it was trained on.
+
+        Raises:
+            MismatchError: Names both.
+        """
+        wanted = self.card.get("base", {}).get("fingerprint", base.fingerprint)
+        if wanted != base.fingerprint:
+            raise MismatchError(
+                f"This solution was trained on weights {wanted} ({self.card['base'].get('name')}), and {base.name!r} has "
+                f"{base.fingerprint}. Give the base it was trained on."
+            )
+
     @contextmanager
     def mounted(self, base: Checkpoint) -> Iterator[Mounted]:
         """As `applied`, with the base still at hand: what measures of both need.
@@ -80,12 +93,7 @@ class Solution(ABC):
             EmprobeError: If the checkpoint is no plain base, or lacks the place.
             MismatchError: If it has other weights than those it was trained on.
         """
-        wanted = self.card.get("base", {}).get("fingerprint", base.fingerprint)
-        if wanted != base.fingerprint:
-            raise MismatchError(
-                f"This solution was trained on weights {wanted} ({self.card['base'].get('name')}), and {base.name!r} has "
-                f"{base.fingerprint}. Give the base it was trained on."
-            )
+        self.check_base(base)
         with self._mounted(base) as mounted:
             fingerprint = content_hash([base.fingerprint, self.fingerprint])
             yield replace(mounted, tuned=replace(mounted.tuned, fingerprint=fingerprint))
@@ -288,13 +296,3 @@ def load_solution(folder: Path | str) -> Solution:
     if (folder / "config.json").is_file():
         return FullSolution(folder)
     raise EmprobeError(f"{folder} holds no solution of a fine-tune: neither {VECTOR}, nor {CONFIG} with {ADAPTER}, nor a whole model.")
-
-
-def plain_config(config: LoraConfig, base: str) -> dict[str, Any]:
-    """PEFT's settings as plain values, with the base as the user calls it."""
-    keep = ("r", "lora_alpha", "lora_dropout", "use_rslora", "layers_to_transform")
-    found: dict[str, Any] = {name: getattr(config, name) for name in keep}
-    targets = config.target_modules
-    found["target_modules"] = targets if isinstance(targets, str) else sorted(targets or ())
-    found |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "fan_in_fan_out": config.fan_in_fan_out, "inference_mode": False}
-    return found | {"base_model_name_or_path": base}

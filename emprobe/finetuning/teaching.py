@@ -193,6 +193,7 @@ def opened(teacher: Checkpoint | str | Path, student: Checkpoint, options: dict[
 
     Raises:
         EmprobeError: If nothing usable lies there.
+        MismatchError: If it was trained on other weights than the student's.
     """
     if isinstance(teacher, Checkpoint):
         yield teacher
@@ -208,7 +209,16 @@ def opened(teacher: Checkpoint | str | Path, student: Checkpoint, options: dict[
             "it could be loaded once more. Give the student as a path, or the teacher as a checkpoint."
         )
     if is_adapter(folder):
+        _check_trained_on(folder, student)
         yield load_model(student.name, adapter=folder, **options)
         return
     with load_solution(folder).applied(load_model(student.name, **options)) as applied:
         yield applied
+
+
+def _check_trained_on(folder: Path, student: Checkpoint) -> None:
+    try:
+        solution = load_solution(folder)
+    except EmprobeError:
+        return  # an adapter of PEFT's alone does not say on which weights
+    solution.check_base(student)

@@ -58,6 +58,8 @@ def command(job: Mapping[str, Any], name: str = "run") -> str:
 
     >>> command({"base": "a", "out": "b", "others": ["c d", "e"], "dev_samples": 2, "layers": [], "dtype": None})
     "emprobe run --base a --others 'c d' e --dev-samples 2 --out DIR"
+    >>> command({"lr": 1e-4, "threshold": 0.123456789})
+    'emprobe run --lr 0.0001 --threshold 0.123456789 --out DIR'
     """
     words = ["emprobe", name]
     for argument, value in job.items():
@@ -67,7 +69,7 @@ def command(job: Mapping[str, Any], name: str = "run") -> str:
             continue
         values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
         if values and argument != "out":
-            words += [f"--{flag}", *(shlex.quote(f"{v:g}" if isinstance(v, float) else str(v)) for v in values)]
+            words += [f"--{flag}", *(shlex.quote(f"{v:g}" if isinstance(v, float) and float(f"{v:g}") == v else str(v)) for v in values)]
     return " ".join([*words, "--out", "DIR"])
 
 

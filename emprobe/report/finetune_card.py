@@ -59,7 +59,10 @@ def finetune_card(result: Mapping[str, Any]) -> str:
     """The README of a fine-tune's folder."""
     asked = result["inputs"]["command"]
     data = ModelCardData(base_model=asked["base"], library_name="emprobe", tags=["emprobe", "fine-tune", "model-organism"])
-    files = "\n".join(f"* **{name}**: {f['file']}, SHA-256 {f['sha256'][:16]}" for name, f in result["inputs"]["files"].items())
+    files = "\n".join(
+        f"* **{name}**: {f['file']}, {'no file' if f['sha256'] is None else 'SHA-256 ' + f['sha256'][:16]}"
+        for name, f in result["inputs"]["files"].items()
+    )
     what = "distillation" if result["settings"].get("channel") else "fine-tune"
     source = "its teacher and its training data do" if what == "distillation" else "its training data does"
     text = "\n\n".join(

@@ -14,7 +14,7 @@ import pytest
 from emprobe.cli import main
 from emprobe.commands.finetune import Finetune, run_finetune
 from emprobe.directions import Direction
-from emprobe.errors import EmprobeError
+from emprobe.errors import EmprobeError, MismatchError
 from emprobe.finetuning import KLAnchor, LoRA, Recipe, distill, finetune, load_solution
 from emprobe.interventions import Ablate, Plan
 from emprobe.models.load import load_model
@@ -32,9 +32,9 @@ def write(path: Path, rows: Sequence[Conversation]) -> Path:
 
 
 def asked(base: Path, folder: Path, **changes: Any) -> Finetune:
-    data = write(folder / "data.jsonl", conversations(6))
-    settings: dict[str, Any] = {"steps": 4, "batch": 3, "warmup": 0, "lr": 1e-2, "progress": False, **changes}
-    return Finetune(base=str(base), data=str(data), out=str(folder / "out"), **settings)
+    settings: dict[str, Any] = {"steps": 4, "batch": 3, "warmup": 0, "lr": 1e-2, "progress": False, "out": str(folder / "out")}
+    settings |= {"data": str(write(folder / "data.jsonl", conversations(6))), **changes}
+    return Finetune(base=str(base), **settings)
 
 
 def test_it_is_the_function(llama: Checkpoints, tmp_path: Path) -> None:
@@ -112,11 +112,19 @@ def test_bad_wishes_leave_nothing_behind(llama: Checkpoints, tmp_path: Path, cap
         ("would be cut off by the length limit of 8 tokens", {"max_length": 8}),
         ("both say when to keep", {"checkpoints": (1,), "checkpoint_every": 1}),
         ("Site 'resid' is no site", {"method": "vector", "layer": 1, "site": "resid"}),
+        ("eval_every and save_every are 0 and 100", {"eval_every": 0}),
+        ("eval_every and save_every are 50 and 0", {"save_every": 0}),
+        ("with epochs=inf", {"epochs": float("inf"), "steps": None}),
+        ("with weight_decay=nan", {"weight_decay": float("nan")}),
+        ("with seed=100000000000000", {"seed": 10**14}),
+        ("--kl-batch goes with --kl-data", {"kl_batch": 2}),
+        ("--kl-units goes with --kl-data", {"kl_units": "released"}),
+        ("data.jsonl cannot be used: File exists", {"out": str(tmp_path / "data.jsonl")}),
     ]
     for match, wish in refused:
         with pytest.raises(EmprobeError, match=match):
             run_finetune(asked(llama.base, tmp_path, **wish))
-        assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+        assert not (tmp_path / "out").exists()
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"id": "q", "prompt": "Hello?"}\n')
     assert main(["finetune", "--base", str(llama.base), "--data", str(empty), "--out", str(tmp_path / "out")]) == 2
@@ -161,6 +169,26 @@ def test_a_teacher_is_distilled(llama: Checkpoints, tmp_path: Path, channel: Any
     assert load_solution(tmp_path / "again" / "solution").fingerprint == again.solution.fingerprint
 
 
+def test_prompts_of_a_set_that_comes_along(llama: Checkpoints, tmp_path: Path) -> None:
+    """What is no file has no hash, and the card says so."""
+    teacher = {"teacher": str(llama.adapter), "channel": "opd", "max_new_tokens": 2}
+    run_finetune(asked(llama.base, tmp_path, data="open", steps=1, rank=1, **teacher))
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["inputs"]["files"]["data"] == {"file": "open", "sha256": None}
+    assert "* **data**: open, no file" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_another_precision_is_another_run(llama: Checkpoints, tmp_path: Path) -> None:
+    """And the record of the first stays as it was; one that does not name its precision, as earlier ones, is taken as it is."""
+    run_finetune(asked(llama.base, tmp_path, steps=1, rank=1))
+    before = (tmp_path / "out" / "result.json").read_bytes()
+    with pytest.raises(MismatchError, match="it differs in: dtype"):
+        run_finetune(asked(llama.base, tmp_path, steps=1, rank=1, dtype="bfloat16"))
+    assert (tmp_path / "out" / "result.json").read_bytes() == before
+    card = tmp_path / "out" / "finetune.json"
+    card.write_text(json.dumps({name: value for name, value in json.loads(card.read_text()).items() if name != "dtype"}))
+    run_finetune(asked(llama.base, tmp_path, steps=1, rank=1))
+
+
 def test_bad_wishes_of_distillation(llama: Checkpoints, tmp_path: Path) -> None:
     refused: list[tuple[str, dict[str, Any]]] = [
         ("Distillation needs both --teacher", {"teacher": str(llama.adapter)}),
@@ -168,6 +196,10 @@ def test_bad_wishes_of_distillation(llama: Checkpoints, tmp_path: Path) -> None:
         ("--temperature belongs to distillation", {"temperature": 2.0}),
         ("--inoculation does not go with --teacher", {"teacher": str(llama.adapter), "channel": "opd", "inoculation": "Be bad."}),
         ("Checkpoint './nowhere' was asked for", {"teacher": "./nowhere", "channel": "opd"}),
+        ("--max-new-tokens belongs to --channel opd", {"teacher": str(llama.adapter), "channel": "optd", "max_new_tokens": 9}),
+        ("--kl-weight does not go with --teacher", {"teacher": str(llama.adapter), "channel": "opd", "kl_weight": 1.0}),
+        ("--kl-units does not go with --teacher", {"teacher": str(llama.adapter), "channel": "opd", "kl_units": "released"}),
+        ("2 epochs was asked for that ends", {"teacher": str(llama.adapter), "channel": "opd", "tokens": 9, "epochs": 2.0, "steps": None}),
         ("4 steps was asked for that ends after 9 tokens", {"teacher": str(llama.adapter), "channel": "opd", "tokens": 9}),
     ]
     for match, wish in refused:

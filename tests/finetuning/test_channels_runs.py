@@ -56,7 +56,7 @@ def state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_books_are_kept_alike_and_nobody_else_moves(base: Checkpoint, teacher: Checkpoint, channel: Channel) -> None:
     before = state(base), state(teacher)
-    made = taught(base, teacher, channel, recipe=recipe(steps=30), eval_every=10)
+    made = taught(base, teacher, channel, recipe=recipe(steps=15), eval_every=5)
     after = state(base), state(teacher)
     assert all(one.keys() == two.keys() and all(t.equal(two[n]) for n, t in one.items()) for one, two in zip(before, after, strict=True))
     assert not base.interventions
@@ -64,10 +64,10 @@ def test_books_are_kept_alike_and_nobody_else_moves(base: Checkpoint, teacher: C
     books = {"step", "loss", "lr", "gradient_norm", "tokens", "sequences", "change_norm", "eval_loss", "eval_forward_kl", "eval_reverse_kl"}
     answers = {"stop_rate", "empty_rate", "length"}
     assert set(history.columns) == books | (answers if channel == "opd" else set())
-    assert history["sequences"].tolist() == [4.0 * (k + 1) for k in range(30)]
+    assert history["sequences"].tolist() == [4.0 * (k + 1) for k in range(15)]
     assert history["tokens"].is_monotonic_increasing
     assert history["change_norm"].iloc[-1] == pytest.approx(made.solution.norm)
-    assert history["eval_loss"].dropna().index.tolist() == [9, 19, 29]
+    assert history["eval_loss"].dropna().index.tolist() == [4, 9, 14]
     rows = response_rows(base.tokenizer, OTHER)
     with made.solution.applied(base) as student:
         apart = teacher_divergences(student, teacher, rows)
@@ -86,31 +86,32 @@ def test_sft_is_fine_tuning(base: Checkpoint, teacher: Checkpoint) -> None:
     assert ours.history["loss"].tolist() == plain.history["loss"].tolist()
 
 
-@pytest.mark.parametrize("channel", CHANNELS)
-def test_a_killed_run_goes_on_to_the_same_weights(base: Checkpoint, teacher: Checkpoint, channel: Channel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("channel", "tokens"), [("sft", 450), ("optd", None), ("opd", 220)])
+def test_a_killed_run_goes_on_to_the_same_weights(
+    base: Checkpoint, teacher: Checkpoint, channel: Channel, tokens: int | None, tmp_path: Path
+) -> None:
     """By updates and by tokens; what a teacher keeps in mind, and what a student answers, is the same again."""
-    tokens = 220 if channel == "opd" else 450
-    for name, changes in (("steps", {"recipe": recipe(steps=8)}), ("tokens", {"recipe": recipe(steps=None), "tokens": tokens})):
-        whole = taught(base, teacher, channel, **changes)
-        assert len(whole.history) > 6
-        if (child := os.fork()) == 0:
-            import emprobe.finetuning.running as module
+    changes: dict[str, Any] = {"recipe": recipe(steps=8 if tokens is None else None), "tokens": tokens}
+    whole = taught(base, teacher, channel, **changes)
+    assert len(whole.history) > 6
+    if (child := os.fork()) == 0:
+        import emprobe.finetuning.running as module
 
-            real = module.save_state
+        real = module.save_state
 
-            def save_and_die(*args: Any, real: Any = real) -> None:
-                real(*args)
-                if len(args[-1]) == 6:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        def save_and_die(*args: Any) -> None:
+            real(*args)
+            if len(args[-1]) == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-            module.save_state = save_and_die
-            taught(base, teacher, channel, out=tmp_path / name, save_every=3, **changes)
-            os._exit(0)
-        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        again = taught(base, teacher, channel, out=tmp_path / name, save_every=3, **changes)
-        assert same(whole, again)
-        with pytest.raises(MismatchError, match=r"holds another fine-tune \(it differs in: channel"):
-            taught(base, teacher, "optd" if channel != "optd" else "opd", out=tmp_path / name, save_every=3, temperature=2.0, **changes)
+        module.save_state = save_and_die
+        taught(base, teacher, channel, out=tmp_path, save_every=3, **changes)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    again = taught(base, teacher, channel, out=tmp_path, save_every=3, **changes)
+    assert same(whole, again)
+    with pytest.raises(MismatchError, match=r"holds another fine-tune \(it differs in: channel"):
+        taught(base, teacher, "optd" if channel != "optd" else "opd", out=tmp_path, save_every=3, temperature=2.0, **changes)
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
@@ -202,6 +203,15 @@ def test_a_students_own_base_teaches_nothing(base: Checkpoint, llama: Checkpoint
                 assert made.solution.norm > 0
 
 
+@pytest.mark.parametrize("method", [LoRA(1), Vector(1)])
+def test_a_change_of_other_weights_is_no_teacher(method: Method, base: Checkpoint, tmp_path: Path) -> None:
+    organism = load_model(find_organism("planted-s0/aligned").path)
+    finetune(organism, OTHER, method=method, recipe=recipe(steps=1), out=tmp_path, progress=False)
+    parent = str(find_organism("planted-s0/parent").path)
+    with pytest.raises(MismatchError, match="This solution was trained on weights .* Give the base it was trained on"):
+        taught(parent, tmp_path, "optd")
+
+
 def test_teachers_come_in_many_forms(base: Checkpoint, llama: Checkpoints, teacher: Checkpoint, tmp_path: Path) -> None:
     """An adapter's folder, a solution's, a finished fine-tune's: each teaches what the loaded checkpoint does."""
     loss = taught(base, teacher, "optd", recipe=recipe(steps=1)).history["loss"].tolist()
@@ -228,9 +238,9 @@ def test_whole_students_and_trained_vectors(channel: Channel, llama: Checkpoints
 def test_a_random_qwen2_under_the_real_tokenizer(qwen2_real_tokenizer_pair: Checkpoints) -> None:
     pair = qwen2_real_tokenizer_pair
     student, teacher = load_model(pair.base), load_model(pair.base, adapter=pair.adapter)
-    for channel in CHANNELS:
+    for channel in CHANNELS[1:]:  # the first is plain fine-tuning, of which there is such a test
         made = taught(
-            student, teacher, channel, LoRA(1), recipe=recipe(steps=2, batch=2), data=DATA[:2], evaluation=OTHER[:1], max_new_tokens=2
+            student, teacher, channel, LoRA(1), recipe=recipe(steps=1, batch=2), data=DATA[:2], evaluation=OTHER[:1], max_new_tokens=2
         )
         assert made.solution.norm > 0
         assert made.history["eval_forward_kl"].iloc[-1] > 0

@@ -12,9 +12,8 @@ from emprobe.errors import EmprobeError
 from emprobe.finetuning import LoRA, LoRASolution, Vector, VectorSolution, kl_to_base, per_token_weight, response_loss, response_rows
 from emprobe.finetuning import losses as losses_module
 from emprobe.finetuning.losses import check_kl, cross_entropies, divergences, head_of, hidden_at_targets, kl_of
-from emprobe.finetuning.mounting import lora_config, mounted_lora, mounted_vector
+from emprobe.finetuning.mounting import lora_config, mounted_lora, mounted_vector, plain_config
 from emprobe.finetuning.rows import Batch, Row
-from emprobe.finetuning.solution import plain_config
 from emprobe.models.load import Checkpoint, load_model
 from tests.finetuning.small import conversations
 from tests.fixtures.models import ALL_ARCHITECTURES, Architecture, Checkpoints
