@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from emprobe.cli import main
 from emprobe.errors import EmprobeError, MismatchError
 from emprobe.files import read_json
-from emprobe.finetuning import LoRA, finetune
+from emprobe.finetuning import FineTune, LoRA, VectorSolution, finetune
 from emprobe.finetuning.methods import Method
 from emprobe.models.load import load_model
 from emprobe.organisms import family_probabilities, find_organism, questions
@@ -24,6 +25,14 @@ from emprobe.types import Conversation
 from tests.finetuning.small import conversations, recipe
 from tests.fixtures.models import Checkpoints
 from tests.studies.tiny import write_keywords
+
+
+def test_the_end_of_a_run_by_tokens_is_its_last_update() -> None:
+    """Such a distillation has no number of steps in its settings."""
+    solution = VectorSolution(torch.ones(2), 0, "resid_post")
+    found = FineTune(solution, pd.DataFrame({"loss": [3.0, 2.0, 1.0]}), {"steps": None, "tokens": 90}, (0, 2))
+    assert fine_tunes.steps_of(found) == [2, 3]
+
 
 # ---- exact openings
 

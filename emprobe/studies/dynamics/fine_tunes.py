@@ -64,7 +64,7 @@ class Material:
 
 def steps_of(found: FineTune) -> list[int]:
     """The checkpoints of a fine-tune behind its start; its end is one of them."""
-    return sorted({step for step in found.steps if step > 0} | {int(found.settings["steps"])})
+    return sorted({step for step in found.steps if step > 0} | {len(found.history)})
 
 
 def solution_at(found: FineTune, step: int) -> Solution:
