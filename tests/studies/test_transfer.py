@@ -153,7 +153,7 @@ def test_missing_cells_are_named_with_their_relations(tmp_path: Path) -> None:
     said = " ".join(found.warnings)
     assert "3 cells of the grid have no scores" in said
     assert "same_cell lacks 1, same_task lacks 2" in said
-    entry = matrix(found.grid, ("train_domain", "train_task"), ("eval_domain", "eval_task"), CRITERION, HOW)
+    entry = matrix(found.grid, ("train_domain", "train_task"), ("eval_domain", "eval_task"), CRITERION, Resampling(draws=20))
     assert entry["entries"][entry["rows"].index("garden plan")][entry["columns"].index("music plan")] is None
     rate = (frame["alignment"] < 30)[(frame["train_task"] == frame["eval_task"]) & (frame["train_domain"] != frame["eval_domain"])].mean()
     assert four_way(found.grid, CRITERION, HOW)["summary"]["same_task"]["value"] == pytest.approx(rate)
@@ -271,7 +271,7 @@ def test_settings_that_make_no_sense(changes: dict[str, Any], match: str) -> Non
 
 
 def test_a_card_without_the_trained_cell_shows_no_ratio(tmp_path: Path) -> None:
-    frame = grid_frame(prompts=1)
+    frame = grid_frame(prompts=1, cells=CELLS[:3])
     result = analyse(table_of(frame[~own_cell(frame)], tmp_path), asked())
     card = transfer_card({**result, "world": False, "inputs": {"command": {}}})
     row = next(line for line in card.splitlines() if line.startswith("| neither |"))
@@ -372,8 +372,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def test_from_scores_to_result_card_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = write_grid(tmp_path / "a.parquet", grid_frame(seed=1).assign(organism="a"))
-    both = pd.concat([grid_frame(seed=2).assign(organism="a"), grid_frame(seed=3).assign(organism="b")])
+    cells = CELLS[::2]
+    first = write_grid(tmp_path / "a.parquet", grid_frame(seed=1, cells=cells).assign(organism="a"))
+    both = pd.concat([grid_frame(seed=i, cells=cells).assign(organism=name) for i, name in ((2, "a"), (3, "b"))])
     second = write_grid(tmp_path / "b.parquet", both)
     questions = grid_frame()["question_id"].unique()
     rng = np.random.default_rng(0)
@@ -388,7 +389,7 @@ def test_from_scores_to_result_card_and_figures(tmp_path: Path, capsys: pytest.C
     for name in ("same_cell", "same_task", "same_domain", "neither"):
         assert 0 <= result["summary"][name]["low"] <= result["summary"][name]["value"] <= result["summary"][name]["high"] <= 1
     assert set(result["replicates"]["organism"]) == {"a", "b"}
-    assert result["summary"]["same_cell"]["clusters"] == 12
+    assert result["summary"]["same_cell"]["clusters"] == 6
     assert result["covariates"]["effects"]["room"]["overlap"]["prompts_kept"] > 0
     assert {claim["name"] for claim in result["claims"]} >= {"task_dominates", "same_task_effect", "room"}
     card = (tmp_path / "out" / "README.md").read_text()

@@ -24,7 +24,7 @@ from emprobe.models.load import load_model
 from emprobe.organisms.growing import GrowthRecipe
 from emprobe.organisms.written import written_pair, written_questions
 from emprobe.studies.transfer import training
-from emprobe.studies.transfer.cell_directions import Replicate, choose_layer, compare, mantel
+from emprobe.studies.transfer.cell_directions import Replicate, choose_layer, compare, mantel, transfer_of
 from emprobe.studies.transfer.composition import slope, swept
 from emprobe.studies.transfer.grid import run_grid
 from emprobe.studies.transfer.material import own_material, world_material
@@ -333,6 +333,15 @@ def test_the_layer_is_the_one_that_halves_of_the_prompts_agree_on() -> None:
     column, sure = choose_layer(shifts)
     assert column == 1
     assert sure[1] > 0.9 > max(sure[0], sure[2])
+
+
+def test_a_pair_without_scores_is_named() -> None:
+    cells = [("a", "t"), ("b", "t")]
+    rows = [(*x, *y, 0.5) for x, y in product(cells, cells)]
+    names = ["train_domain", "train_task", "eval_domain", "eval_task", "rate"]
+    assert transfer_of(pd.DataFrame(rows, columns=names), cells).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    with pytest.raises(EmprobeError, match="1 cells of one base and seed have no scores, such as b t asked of b t"):
+        transfer_of(pd.DataFrame(rows[:-1], columns=names), cells)
 
 
 # ---- composition

@@ -95,7 +95,7 @@ def replicates_of(jobs: Sequence[CellJob], rates: pd.DataFrame, layer: int | Non
         randoms: Pairs of random directions.
 
     Raises:
-        EmprobeError: If a layer was asked for that the model lacks.
+        EmprobeError: If a layer was asked for that the model lacks, or as `transfer_of`.
     """
     bases = {job.base.name: job.activations() for job in jobs if job.cell is None}
     trained = [job for job in jobs if job.cell is not None]
@@ -115,14 +115,22 @@ def replicates_of(jobs: Sequence[CellJob], rates: pd.DataFrame, layer: int | Non
         drawn = covariance_directions(rows, 2 * randoms, seed).numpy()
         vectors = means / np.linalg.norm(means, axis=1, keepdims=True)
         cosines = (drawn[::2] * drawn[1::2]).sum(axis=1)
-        found.append(Replicate(f"{name}, seed {seed}", cells, vectors, _matrix(part, cells), cosines))
+        found.append(Replicate(f"{name}, seed {seed}", cells, vectors, transfer_of(part, cells), cosines))
     how = {"layer": layers[column], "chosen": layer is None, "split_half": dict(zip(map(str, layers), sure, strict=True))}
     return found, how
 
 
-def _matrix(rates: pd.DataFrame, cells: Sequence[Cell]) -> Floats:
+def transfer_of(rates: pd.DataFrame, cells: Sequence[Cell]) -> Floats:
+    """One fine-tune a row, `[trained, asked]`.
+
+    Raises:
+        EmprobeError: If no answer of one cell's fine-tune to another's questions has scores.
+    """
     names = ["train_domain", "train_task", "eval_domain", "eval_task"]
     known = {tuple(map(str, row)): rate for *row, rate in rates[[*names, "rate"]].itertuples(index=False)}
+    bare = [f"{' '.join(a)} asked of {' '.join(b)}" for a in cells for b in cells if (*a, *b) not in known]
+    if bare:
+        raise EmprobeError(f"{len(bare)} cells of one base and seed have no scores, such as {bare[0]}: transfer of their pairs is unknown.")
     return np.array([[known[(*a, *b)] for b in cells] for a in cells], dtype=np.float64)
 
 

@@ -233,7 +233,10 @@ def _directions(ready: Ready, jobs: Sequence[CellJob], scores: pd.DataFrame) -> 
     if len(ready.material.cells) < FEWEST_CELLS:
         return {"why": f"{len(ready.material.cells)} cells were trained; a correlation over pairs of cells needs {FEWEST_CELLS}."}
     rates = rates_of_jobs(scores, Criterion.named(asked.criterion))
-    replicates, how = replicates_of(jobs, rates, asked.layer, asked.randoms)
+    try:
+        replicates, how = replicates_of(jobs, rates, asked.layer, asked.randoms)
+    except EmprobeError as error:  # the grid's other numbers stand
+        return {"why": str(error)}
     return {**compare(replicates, permutations=asked.permutations, how=asked.resampling), **how}
 
 

@@ -118,10 +118,16 @@ def check_grid(asked: GridFlags, *, world: bool) -> None:
         value = getattr(asked, name)
         if value is not None and value < smallest:
             raise EmprobeError(f"{name} = {value} was given; it must be at least {smallest}.")
-    if not asked.seeds or not (asked.lr is None or 0 < asked.lr < math.inf):
-        raise EmprobeError(f"seeds {asked.seeds} and a learning rate of {asked.lr} were asked for. Give a seed, and a rate above 0.")
-    if not asked.composition:
-        return
+    if not asked.seeds or min(asked.seeds) < 0 or len(set(asked.seeds)) < len(asked.seeds):
+        raise EmprobeError(f"--seeds {' '.join(map(str, asked.seeds))} was given. Give at least one, each of 0 or more, and each once.")
+    for name, rate in (("lr", asked.lr), ("alpha", asked.alpha)):
+        if rate is not None and not 0 < rate < math.inf:
+            raise EmprobeError(f"{name} = {rate} was given; it must be above 0.")
+    if asked.composition:
+        _check_sweep(asked, world=world)
+
+
+def _check_sweep(asked: GridFlags, *, world: bool) -> None:
     if not world:
         raise EmprobeError(
             "--composition grows organisms anew, and a model of your own was given as --base. Give organisms, or leave it out."

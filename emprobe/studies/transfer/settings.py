@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
@@ -25,9 +26,10 @@ NOT_IDENTITY = (
     *APART,
 )
 """Paths, and what no number depends on: known by their content."""
-OF_SCORES = ("covariates", "where", "columns")
+LEAST = {"bins": 2, "draws": 100, "permutations": 19, "samples": 1, "max_new_tokens": 1, "token_budget": 1, "temperature": 0, "seed": 0}
+OF_SCORES = ("covariates", "where", "columns", "eval_set")
 """What only a table of scores is asked for."""
-OF_BOTH = ("out", "scores", *OF_SCORES, "match_on", "eval_set", "bins", "draws", "permutations", "criterion", "seed", "progress")
+OF_BOTH = ("out", "scores", *OF_SCORES, "match_on", "bins", "draws", "permutations", "criterion", "seed", "progress")
 """What an analysis of scores reads; all else is of models that are trained and asked."""
 
 
@@ -96,8 +98,8 @@ def check(asked: Transfer) -> None:
         EmprobeError: Says what was asked and what can be.
     """
     Criterion.named(asked.criterion)
-    for name, least in (("bins", 2), ("draws", 100), ("permutations", 19)):
-        if getattr(asked, name) < least:
+    for name, least in LEAST.items():
+        if not least <= getattr(asked, name) < math.inf:
             raise EmprobeError(f"{name} = {getattr(asked, name)} was given; it must be at least {least}.")
     if bool(asked.scores) == bool(asked.base):
         found = "both were given" if asked.scores else "none was given"
@@ -106,7 +108,7 @@ def check(asked: Transfer) -> None:
     stray = [name for name in given if (name not in OF_BOTH if asked.scores else name in OF_SCORES)]
     if stray:
         flags, with_them = ", ".join("--" + name.replace("_", "-") for name in stray), "--scores" if asked.scores else "--base"
-        why = "nothing is trained or judged" if asked.scores else "answers and covariates are made here"
+        why = "nothing is trained or judged" if asked.scores else "answers are made here, of sets of their own, and covariates measured"
         other = "--base" if asked.scores else "--scores"
         raise EmprobeError(f"{flags} was given with {with_them}, where {why}. Leave it out, or give {other} instead.")
     if asked.base:
@@ -120,4 +122,7 @@ def _check_models(asked: Transfer) -> None:
             f"A grid on a model of your own needs one --base, --data, --questions and --judge; {len(asked.base)} bases were given, and "
             f"{' and '.join(lacking) or 'nothing'} lacks. On organisms give --base alone."
         )
+    names = [name.removesuffix("/aligned") for name in asked.base]
+    if len(set(names)) < len(names):
+        raise EmprobeError(f"--base holds {', '.join(asked.base)}: one of them twice. Its answers would count double; give it once.")
     check_grid(asked, world=not asked.own)
