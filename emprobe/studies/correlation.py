@@ -17,7 +17,7 @@ from emprobe.types import Estimate, Null
 Floats = NDArray[np.float64]
 
 
-def correlation(
+def clustered_correlation(
     x: ArrayLike,
     y: ArrayLike,
     clusters: Sequence[Hashable] | None = None,
@@ -48,7 +48,7 @@ def correlation(
     Source: Phipson & Smyth (2010), Statistical Applications in Genetics and Molecular Biology 9, article 39 (p).
 
     Example:
-        >>> round(correlation([1, 2, 3, 4], [1, 3, 2, 4]).value, 3)
+        >>> round(clustered_correlation([1, 2, 3, 4], [1, 3, 2, 4]).value, 3)
         0.8
     """
     both = [np.asarray(side, dtype=np.float64) for side in (x, y)]

@@ -29,6 +29,7 @@ from emprobe.studies.priors import (
     random_directions,
     verdict,
 )
+from emprobe.studies.priors.predictors import directions_for
 
 FAMILIES = np.repeat(np.arange(40), 3)
 D = 10
@@ -251,7 +252,7 @@ def test_what_activations_add_is_found_with_its_place() -> None:
     said = " ".join(verdict(found))
     assert "They add to all baselines together" in said
     # All ten dimensions are read either way.
-    assert "Random directions predict as well as principal ones" in said
+    assert "Random directions of the base model are not shown to predict worse than principal ones" in said
 
 
 def test_where_labels_tell_all_it_is_said() -> None:
@@ -265,10 +266,40 @@ def test_where_labels_tell_all_it_is_said() -> None:
     said = verdict(found)
     assert any(sentence.startswith("Nothing is shown beyond all baselines together") for sentence in said)
     assert any("domain x task predicts best" in sentence and "No activations reach" in sentence for sentence in said)
-    assert any("do not predict" in sentence for sentence in said)
+    assert any("are not shown to predict scores" in sentence for sentence in said)
     (gain,) = [row for row in found["gain"] if row["group"] == "activations"]
     assert gain["gain"]["low"] <= 0 <= gain["gain"]["high"] + 0.01
     assert gain["left_out"] > 0.2
+
+
+def row(value: float, low: float, p: float = 0.01, **more: Any) -> dict[str, Any]:
+    return {"r2": {"value": value, "low": low, "high": 0.9}, "null": {"p": p}, "source": "base", **more}
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "p", "words"),
+    [
+        (0.3, 0.1, 0.01, "fine-tuning predict scores after it"),
+        (0.3, -0.1, 0.01, "that they predict those of other prompts is not shown"),
+        (0.3, 0.1, 0.2, "are not shown to predict scores"),
+        (-0.3, -0.5, 0.01, "are not shown to predict scores"),
+    ],
+)
+def test_the_verdict_says_no_more_than_the_interval(value: float, low: float, p: float, words: str) -> None:
+    gain = {"r2": row(0.1, 0.0)["r2"], "gain": {"value": 0.0, "low": -0.1, "high": 0.1}, "group": "activations", "source": "base"}
+    found = {
+        "predictors": [
+            {"name": "length", "group": "baseline"} | row(-0.2, -0.4),
+            {"name": "all baselines", "group": "baseline"} | row(-0.1, -0.4),
+        ],
+        "chosen": [row(value, low, p, group="activations"), row(-0.4, -0.5, group="random")],
+        "gain": [gain],
+        "against_random": [{"source": "base", "difference": gain["gain"]}],
+    }
+    said = verdict(found)
+    assert words in said[0]
+    assert ("Neither principal nor random" in said[1]) == (value < 0)
+    assert "No baseline alone predicts better than the mean; of them, length comes nearest" in said[-1]
 
 
 def test_what_is_not_known_is_no_baseline() -> None:
@@ -297,6 +328,8 @@ def test_refusals(folds: Folds) -> None:
         random_directions(10, 11, 0)
     with pytest.raises(EmprobeError, match="11 directions were asked for, of activations of width 10"):
         measure(table(activations()[:, 0]), Design(k=11))
+    with pytest.raises(EmprobeError, match="10 directions were asked for, of activations of width 10 on 8 prompts, in which there are 7"):
+        directions_for(table(activations()[:, 0]), 10, 8)
     with pytest.raises(EmprobeError, match="120 scores were given, but texts has 3 rows"):
         table(activations()[:, 0], texts=("a", "b", "c"))
     corpus = {"base": {"last_prompt_token": np.zeros((5, 2, D))}}

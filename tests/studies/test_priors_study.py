@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     "permutations": 19,
     "k": 4,
     "layers": (1,),
+    "lasso_repeats": 0,
     "progress": False,
 }
 
@@ -38,6 +39,7 @@ def write_questions(path: Path, *, references: bool = False) -> Path:
     """36 questions: 12 items, each in 3 paraphrases."""
     rows = [
         {"id": f"{item}.{i}", "prompt": frame.format(item), "family": item, "domain": f"d{number % 3}", "task": f"t{number % 2}"}
+        | {"odd": "big" if number < 5 else "bigger" if number == 5 and i else item + str(i)}
         | ({"aligned": f"Good {item}.", "misaligned": [f"Bad {item}.", "No."]} if references else {})
         for number, item in enumerate(ITEMS)
         for i, frame in enumerate(FRAMES)
@@ -155,7 +157,7 @@ def test_an_organism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         train, evaluation = world_prompts(domain, task)
         return train, [q for q in evaluation if q.labels["task"] in ("advise", "story") and q.labels["item"] in few_items]
 
-    few_items = {"soup", "kitten", "laptop", "guitar", "rose", "tent", "bread", "puppy"}
+    few_items = {"soup", "bread", "kitten", "puppy", "laptop"}
     monkeypatch.setattr(cases_module, "world_prompts", few)
     wish = Priors(base=("wild-s0",), tuned=("gardening.plan-rank8",), out=str(tmp_path / "out"), **{**SMALL, "train": "trained"})
     result = run_priors(wish)
@@ -201,6 +203,9 @@ def test_a_pretrained_model_of_another_family_is_refused(llama: Checkpoints, tmp
         ({"questions": None, "scores": "x"}, "--scores was given without --questions"),
         ({"questions": None, "tuned": ()}, "No organism or no fine-tune of it was given"),
         ({"most": 6}, "were asked for of 2 families"),
+        ({"k": 24}, "24 directions were asked for, and 24 prompts to take them from have at most 23"),
+        ({"family": "odd"}, "17 of 36 prompts are in families whose size no other family has"),
+        ({"questions": None, "base": ("planted-s0",) * 2, "tuned": ("money-rank8",)}, "planted-s0 money-rank8 was asked for twice"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(

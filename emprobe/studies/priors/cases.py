@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from emprobe.behaviour.questions import REFERENCES, load_questions
 from emprobe.errors import EmprobeError
 from emprobe.organisms.world import families
-from emprobe.studies.priors.folds import check_families
+from emprobe.studies.priors.folds import family_folds
 from emprobe.studies.priors.judged import Judged, judged_scores
+from emprobe.studies.priors.permuting import exchangeable
 from emprobe.studies.priors.settings import FEW, Priors
 from emprobe.studies.prompts import Located, organism, prompts_from, world_prompts
 from emprobe.studies.settings import without_references
@@ -55,15 +56,32 @@ def cases(asked: Priors) -> list[Case]:
     """All cases, with everything checked that needs no model.
 
     Raises:
-        EmprobeError: Unusable files, an unknown organism, too few prompts or families, constant scores, a label that prompts lack.
+        EmprobeError: Unusable files, an unknown organism, one fine-tune twice, too few prompts or families for the folds or directions,
+            families that permutations cannot exchange, constant scores, a label that prompts lack.
     """
     found = [_own(asked)] if asked.own else [_world(asked, base, tuned) for base in asked.base for tuned in asked.tuned]
     found = [_drawn(case, asked) for case in found]
     for case in found:
-        check_families(len(set(case.families)), splits=asked.splits, repeats=asked.repeats, inner=asked.inner)
+        _check_design(asked, case)
         if case.given is not None and np.ptp(case.given.scores) == 0:
             raise EmprobeError(f"All {len(case.prompts)} prompts have the score {case.given.scores[0]:g}: there is nothing to predict.")
+    models = [tuple(where.path for where in case.models.values()) for case in found]
+    twice = [case.name for case, own in zip(found, models, strict=True) if models.count(own) > 1]
+    if twice:
+        raise EmprobeError(f"{twice[0]} was asked for twice. Give each organism and each fine-tune once.")
     return found
+
+
+def _check_design(asked: Priors, case: Case) -> None:
+    folds = family_folds(case.families, splits=asked.splits, repeats=asked.repeats, inner=asked.inner, seed=asked.seed)
+    if asked.permutations:
+        exchangeable(folds.families)
+    rows = len(case.corpus) if asked.train else folds.fewest
+    if asked.k is not None and asked.k > rows - 1:
+        raise EmprobeError(
+            f"{asked.k} directions were asked for, and {rows} prompts to take them from have at most {rows - 1}. Give fewer directions, "
+            "or more prompts."
+        )
 
 
 def _world(asked: Priors, base: str, tuned: str) -> Case:

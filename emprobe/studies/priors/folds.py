@@ -45,6 +45,11 @@ class Folds:
         """Mean of n_test / n_train over all folds: what the corrected variance of a mean over folds needs."""
         return float(np.mean([len(fold.test) / len(fold.train) for fold in self.folds]))
 
+    @property
+    def fewest(self) -> int:
+        """Rows of the smallest training part."""
+        return min(len(fold.train) for fold in self.folds)
+
     def first_repeats(self, n: int) -> Folds:
         """The folds of the first repeats alone."""
         return Folds(self.folds[: n * self.n_splits], self.families, self.n_splits)

@@ -84,8 +84,8 @@ def measure(table: PromptTable, how: Design | None = None, step: Callable[[str],
     Source: arXiv 2606.20814, prediction of alignment from activations before fine-tuning; baselines, grouping and nesting are ours.
     """
     how = how or Design()
-    k = directions_for(table, how.k)
     folds = family_folds(table.families, splits=how.splits, repeats=how.repeats, inner=how.inner, seed=how.seed)
+    k = directions_for(table, how.k, folds.fewest)
     drawn = permuted(table.scores, folds.families, how.permutations, how.seed) if how.permutations else None
     run = _Run(table, how, folds, drawn)
     cheap = [run.found(p, step) for p in baselines(table, k)]

@@ -27,16 +27,7 @@ def permuted(scores: NDArray[np.float64], families: Rows, draws: int, seed: int 
     Raises:
         EmprobeError: If more than a fifth of the prompts stand in families whose size no other has.
     """
-    members: dict[int, list[Rows]] = {}
-    for family in np.unique(families):
-        rows = np.flatnonzero(families == family)
-        members.setdefault(len(rows), []).append(rows)
-    alone = sum(size for size, same in members.items() if len(same) == 1)
-    if alone > (1 - LEAST_MOVED) * len(scores):
-        raise EmprobeError(
-            f"{alone} of {len(scores)} prompts are in families whose size no other family has, so that chance cannot exchange them. Give "
-            "families of equal sizes (leave surplus paraphrases out), or no permutations."
-        )
+    members = exchangeable(families)
     rng = np.random.default_rng(seed)
     made = np.empty((len(scores), draws))
     for same in members.values():
@@ -45,3 +36,22 @@ def permuted(scores: NDArray[np.float64], families: Rows, draws: int, seed: int 
             taken = rng.permuted(places[rng.permutation(len(places))], axis=1)
             made[places.ravel(), draw] = scores[taken.ravel()]
     return made
+
+
+def exchangeable(families: Rows) -> dict[int, list[Rows]]:
+    """The rows of each family, by its size.
+
+    Raises:
+        EmprobeError: As `permuted`.
+    """
+    members: dict[int, list[Rows]] = {}
+    for family in np.unique(families):
+        rows = np.flatnonzero(families == family)
+        members.setdefault(len(rows), []).append(rows)
+    alone = sum(size for size, same in members.items() if len(same) == 1)
+    if alone > (1 - LEAST_MOVED) * len(families):
+        raise EmprobeError(
+            f"{alone} of {len(families)} prompts are in families whose size no other family has, so that chance cannot exchange them. Give "
+            "families of equal sizes (leave surplus paraphrases out), or no permutations."
+        )
+    return members

@@ -120,19 +120,24 @@ def activation_predictors(table: PromptTable, k: int, random_seeds: int) -> Iter
                     yield Predictor(f"random: {where}", "random", draws=draws, place=place)
 
 
-def directions_for(table: PromptTable, k: int | None) -> int:
-    """The number of directions: as asked, or a tenth of the prompts; no more than a corpus has principal directions.
+def directions_for(table: PromptTable, k: int | None, fewest: int) -> int:
+    """The number of directions: as asked, or a tenth of the prompts; no more than training rows (or a corpus) have principal directions.
+
+    Args:
+        table: The prompts.
+        k: As asked.
+        fewest: Rows of the smallest training part.
 
     Raises:
-        EmprobeError: If it is below 1 or above what activations (or the corpus) have.
+        EmprobeError: If it is below 1 or above what there are.
     """
-    most = table.d_model
-    if table.corpus is not None:
-        most = min(most, len(next(iter(next(iter(table.corpus.values())).values()))) - 1)
+    rows = fewest if table.corpus is None else len(next(iter(next(iter(table.corpus.values())).values())))
+    most = min(table.d_model, rows - 1)
     if k is None:
         return min(most_directions(len(table.scores), table.d_model), most)
     if not 1 <= k <= most:
         raise EmprobeError(
-            f"{k} directions were asked for, of activations of width {table.d_model} in which there are {most}. Give 1 to {most}."
+            f"{k} directions were asked for, of activations of width {table.d_model} on {rows} prompts, in which there are {most}. "
+            f"Give 1 to {most}."
         )
     return k

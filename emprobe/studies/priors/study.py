@@ -18,7 +18,7 @@ from emprobe.models.load import Checkpoint
 from emprobe.models.sites import check_layers
 from emprobe.organisms.training import one_thread
 from emprobe.report.priors_card import write_priors
-from emprobe.studies.correlation import correlation
+from emprobe.studies.correlation import clustered_correlation
 from emprobe.studies.flags import as_given
 from emprobe.studies.folder import claim_folder
 from emprobe.studies.judging import resolve_judge
@@ -99,6 +99,10 @@ class _Models:
         for role in case.models:
             loaded = self.load(role)
             check_layers(asked.layers or "all", loaded.n_layers, "study priors")
+            if asked.k is not None and asked.k > loaded.d_model:
+                raise EmprobeError(
+                    f"{asked.k} directions were asked for, and activations of {loaded.name} have {loaded.d_model} dimensions."
+                )
             twin = next((other for other, known in self.known.items() if known == loaded.fingerprint), None)
             if twin is not None:
                 raise MismatchError(
@@ -224,7 +228,7 @@ def before_after(before: Floats, after: Floats, families: Sequence[str]) -> dict
     Source: arXiv 2606.20814, comparison of each question before and after.
     """
     try:
-        found = {kind: correlation(before, after, families, kind=kind) for kind in ("pearson", "spearman")}
+        found = {kind: clustered_correlation(before, after, families, kind=kind) for kind in ("pearson", "spearman")}
     except EmprobeError:
         return None
     means = {"before": float(before.mean()), "after": float(after.mean())}

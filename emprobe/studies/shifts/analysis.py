@@ -12,7 +12,7 @@ from emprobe.errors import EmprobeError
 from emprobe.overlap.cosine import covariance_directions, random_directions
 from emprobe.overlap.spans import SpanError
 from emprobe.stats import null_of
-from emprobe.studies.correlation import correlation
+from emprobe.studies.correlation import clustered_correlation
 from emprobe.studies.shifts.means import by_group, mean_shift, prompt_overlap
 from emprobe.studies.shifts.measures import Size, along_mean, defined_rows, shift_measures
 from emprobe.studies.shifts.place import Place, mean_over, or_undefined
@@ -75,11 +75,11 @@ def _correlated(place: Place, prompts: Floats, drawn: Mapping[str, Floats], valu
     families = [f for f, fit in zip(place.families[1], fits, strict=True) if fit]
     try:
         found: dict[str, Any] = {
-            kind: correlation(prompts[fits], values[fits], families, kind=kind, seed=place.seed).as_dict() for kind in KINDS
+            kind: clustered_correlation(prompts[fits], values[fits], families, kind=kind, seed=place.seed).as_dict() for kind in KINDS
         }
         codes = np.unique(families, return_inverse=True)[1]
         x, y = (np.bincount(codes, column[fits]) / np.bincount(codes) for column in (prompts, values))
-        found["families"] = correlation(x, y, seed=place.seed).as_dict()
+        found["families"] = clustered_correlation(x, y, seed=place.seed).as_dict()
     except EmprobeError as error:
         return {"undefined": str(error)}
     for kind in KINDS:
