@@ -14,8 +14,8 @@ from emprobe.report.dynamics_plots import LOSS_NAMES, dynamics_figure
 
 WORLD = (
     "The organism is half a million parameters in a synthetic world, scored exactly. Where it disagrees with the paper, it says what so "
-    "small a model does, and not that the paper is wrong; where it agrees, it checks the tool. The default grid of learning rates and steps was "
-    "chosen after six trial runs on these questions, for a spread of final alignment, and correlations depend on that choice."
+    "small a model does, and not that the paper is wrong; where it agrees, it checks the tool. The default grid of learning rates and "
+    "steps was chosen after six trial runs on these questions, for a spread of final alignment, and correlations depend on that choice."
 )
 PUBLISHED = """\
 | paper (34 to 36 fine-tunes of Qwen2.5-32B on finance) | r | ρ | R² | max_diff |

@@ -20,11 +20,11 @@ from emprobe.studies.dynamics import (
     Dynamics,
     change_point,
     component_shares,
-    correlation,
     local_cosines,
     max_diff,
     read_runs,
     relations_of,
+    run_correlation,
     run_dynamics,
     trajectory,
     walk_cosines,
@@ -46,9 +46,9 @@ def clustered(runs: int, rows: int, rho: float, seed: int) -> tuple[np.ndarray, 
 def test_an_exact_function_of_loss_correlates_exactly() -> None:
     loss = np.array([1.0, 1.5, 2.0, 4.0, 4.5])
     for sign in (1.0, -1.0):
-        line = correlation(loss, sign * (3 * loss + 2), list("abcde"))
+        line = run_correlation(loss, sign * (3 * loss + 2), list("abcde"))
         assert (line.value, line.low, line.high) == pytest.approx((sign, sign, sign), abs=1e-6)
-    bent = correlation(loss, np.exp(loss), list("abcde"), "spearman")
+    bent = run_correlation(loss, np.exp(loss), list("abcde"), "spearman")
     assert bent.value == pytest.approx(1.0)
     assert max_diff(loss, np.exp(loss)).value == 0
 
@@ -56,8 +56,8 @@ def test_an_exact_function_of_loss_correlates_exactly() -> None:
 def test_both_are_scipys() -> None:
     x, y, runs = clustered(20, 1, 0.5, 3)
     y[4] = y[7]  # a tie
-    assert correlation(x, y, runs, draws=10).value == pytest.approx(scipy_stats.pearsonr(x, y)[0])
-    assert correlation(x, y, runs, "spearman", draws=10).value == pytest.approx(scipy_stats.spearmanr(x, y)[0])
+    assert run_correlation(x, y, runs, draws=10).value == pytest.approx(scipy_stats.pearsonr(x, y)[0])
+    assert run_correlation(x, y, runs, "spearman", draws=10).value == pytest.approx(scipy_stats.spearmanr(x, y)[0])
 
 
 def test_weights_are_copies() -> None:
@@ -73,7 +73,7 @@ def test_weights_are_copies() -> None:
 def test_intervals_hold_the_truth_where_rows_of_a_run_resemble_each_other(runs: int, rows: int, rho: float) -> None:
     held, small = 0, 0
     for seed in range(150):
-        found = correlation(*clustered(runs, rows, rho, seed), draws=150, seed=seed)
+        found = run_correlation(*clustered(runs, rows, rho, seed), draws=150, seed=seed)
         held += found.low <= rho <= found.high
         assert found.null is not None
         small += found.null.p < 0.2
@@ -85,7 +85,7 @@ def test_intervals_hold_the_truth_where_rows_of_a_run_resemble_each_other(runs: 
 def test_rows_of_one_run_are_one_witness() -> None:
     x, y, runs = clustered(10, 1, 0.6, 2)
     copied = [np.repeat(values, 8) for values in (x, y, runs)]
-    alone, eightfold = correlation(x, y, runs), correlation(*copied)
+    alone, eightfold = run_correlation(x, y, runs), run_correlation(*copied)
     assert eightfold.value == pytest.approx(alone.value)
     assert (eightfold.low, eightfold.high) == pytest.approx((alone.low, alone.high))
     assert within([1.0, 3.0, 5.0, 5.0], list("aabb")).tolist() == [-1.0, 1.0, 0.0, 0.0]
@@ -93,11 +93,11 @@ def test_rows_of_one_run_are_one_witness() -> None:
 
 def test_what_has_no_correlation_is_refused() -> None:
     with pytest.raises(EmprobeError, match="over 3 runs was asked for, and 4 are the fewest"):
-        correlation([1, 2, 3, 4], [1, 2, 3, 5], list("aabc"))
+        run_correlation([1, 2, 3, 4], [1, 2, 3, 5], list("aabc"))
     with pytest.raises(EmprobeError, match="The score is 2 in all 4 rows"):
-        correlation([1, 2, 3, 4], [2, 2, 2, 2], list("abcd"))
+        run_correlation([1, 2, 3, 4], [2, 2, 2, 2], list("abcd"))
     with pytest.raises(EmprobeError, match="missing or infinite"):
-        correlation([1, 2, 3, np.nan], [1, 2, 3, 4], list("abcd"))
+        run_correlation([1, 2, 3, np.nan], [1, 2, 3, 4], list("abcd"))
 
 
 def test_what_does_not_vary_but_for_rounding_does_not_vary() -> None:

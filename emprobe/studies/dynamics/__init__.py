@@ -3,7 +3,7 @@
 from emprobe.studies.dynamics.change_point import ChangePoint, change_point
 from emprobe.studies.dynamics.max_diff import MaxDiff, max_diff
 from emprobe.studies.dynamics.openings import Openings, openings
-from emprobe.studies.dynamics.relation import correlation
+from emprobe.studies.dynamics.relation import run_correlation
 from emprobe.studies.dynamics.relations import relations_of
 from emprobe.studies.dynamics.settings import Dynamics
 from emprobe.studies.dynamics.study import run_dynamics
@@ -18,12 +18,12 @@ __all__ = [
     "Openings",
     "change_point",
     "component_shares",
-    "correlation",
     "local_cosines",
     "max_diff",
     "openings",
     "read_runs",
     "relations_of",
+    "run_correlation",
     "run_dynamics",
     "trajectory",
     "walk_cosines",

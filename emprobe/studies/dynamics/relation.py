@@ -67,7 +67,7 @@ def midranks(x: Floats, weights: Floats) -> Floats:
 STATISTICS: dict[str, Correlation] = {"pearson": pearson_of, "spearman": spearman_of}
 
 
-def correlation(
+def run_correlation(
     x: ArrayLike,
     y: ArrayLike,
     runs: ArrayLike,
@@ -94,7 +94,7 @@ def correlation(
         EmprobeError: Fewer than four runs, a number that is not finite, or a column that does not vary.
 
     Example:
-        >>> correlation([1.0, 2.0, 3.0, 5.0], [2.0, 4.0, 6.0, 10.0], ["a", "b", "c", "d"]).value
+        >>> run_correlation([1.0, 2.0, 3.0, 5.0], [2.0, 4.0, 6.0, 10.0], ["a", "b", "c", "d"]).value
         1.0
     """
     a, b, codes, k = checked(x, y, runs)
@@ -158,7 +158,7 @@ def checked(x: ArrayLike, y: ArrayLike, runs: ArrayLike) -> tuple[Floats, Floats
     """Columns as arrays, and the runs as numbers without gaps, with how many there are.
 
     Raises:
-        EmprobeError: As in `correlation`.
+        EmprobeError: As in `run_correlation`.
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     names, codes = np.unique(np.asarray(runs), return_inverse=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from emprobe.errors import EmprobeError
 from emprobe.studies.dynamics.max_diff import by_tolerance, max_diff
-from emprobe.studies.dynamics.relation import LEAST_RUNS, STATISTICS, correlation, means_of, pearson_of, varies, within
+from emprobe.studies.dynamics.relation import LEAST_RUNS, STATISTICS, means_of, pearson_of, run_correlation, varies, within
 from emprobe.studies.dynamics.table import Columns, one_per_run, sets_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _relation(frame: pd.DataFrame, columns: Columns, loss: str, score: str, tole
     runs = ends[columns.run].astype(str)
     how = {"draws": draws, "seed": seed}
     x, y = ends[loss].to_numpy(), ends[score].to_numpy()
-    both = {kind: correlation(x, y, runs, kind, **how).as_dict() for kind in STATISTICS}
+    both = {kind: run_correlation(x, y, runs, kind, **how).as_dict() for kind in STATISTICS}
     names, largest = list(runs), max_diff(x, y, tolerance=tolerance, **how)
     pair = {"better_run": names[largest.better], "worse_run": names[largest.worse]} if largest.value > 0 else {}
     return {
@@ -101,7 +101,7 @@ def _checkpoints(known: pd.DataFrame, columns: Columns, loss: str, score: str, h
     found: dict[str, Any] = {"rows": len(known)}
     for name, part in parts.items():
         if varies(part[0]) and varies(part[1]):
-            found[name] = {kind: correlation(*part, kind, **how).as_dict() for kind in STATISTICS}
+            found[name] = {kind: run_correlation(*part, kind, **how).as_dict() for kind in STATISTICS}
     return found
 
 
@@ -111,5 +111,5 @@ def _within_given(known: pd.DataFrame, columns: Columns, ends: pd.DataFrame, x: 
     a, b = within(x, groups), within(y, groups)
     if len(set(groups)) > len(groups) - LEAST_RUNS or not (varies(a) and varies(b)):
         return {}
-    values = {kind: correlation(a, b, ends[columns.run].astype(str), kind, **how).as_dict() for kind in STATISTICS}
+    values = {kind: run_correlation(a, b, ends[columns.run].astype(str), kind, **how).as_dict() for kind in STATISTICS}
     return {"within_given": {"column": columns.given, "values": len(set(groups)), **values}}
