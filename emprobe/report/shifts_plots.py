@@ -124,7 +124,7 @@ def shifts_figure(result: Mapping[str, Any]) -> Figure:
             draw(result, rule, tuned=tuned, ax=ax)
             ax.set_title(f"{tuned}, {rule}:\n{title}", fontsize=8.5, loc="left")
             ax.spines[["top", "right"]].set_visible(False)
-            ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
+            ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2, columnspacing=1, handlelength=1.5)
     return figure
 
 
@@ -149,13 +149,13 @@ def _line(places: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any
 
 
 def _lines(ax: Axes, lines: Sequence[Line], colour: str, name: str, style: str) -> None:
-    """Each case thin, and the mean over those that have a number there thick."""
+    """Each case thin, and the mean thick, where all have a number: a mean of others at every place would jump between them."""
     lines = [line for line in lines if line[0]]
     if not lines:
         return
     for x, y in lines:
         ax.plot(x, y, color=colour, lw=0.7, alpha=0.5, ls=style)
-    places = sorted({x for xs, _ in lines for x in xs})
+    places = sorted(set.intersection(*(set(xs) for xs, _ in lines)))
     mean = [fmean(y for xs, ys in lines for x, y in zip(xs, ys, strict=True) if x == place) for place in places]
     ax.plot(places, mean, color=colour, lw=2, ls=style, marker="o", ms=2.5, label=name)
 

@@ -20,6 +20,7 @@ from emprobe.errors import EmprobeError, MismatchError
 from emprobe.overlap.covariance import CovarianceMatched
 from emprobe.overlap.frames import Haar
 from emprobe.overlap.spans import SpanError
+from emprobe.report.shifts_plots import draw_shift_sizes
 from emprobe.studies.prompts import Located
 from emprobe.studies.shifts import Components, Shifts, along_mean, least_squares_dose, prediction, run_shifts, shift_measures
 from emprobe.studies.shifts import study as study_module
@@ -279,6 +280,9 @@ class Counted:
         return self.function(*given)
 
 
+WORLD: dict[str, Any] = {"train": None, "evaluation": None}
+
+
 def test_mistakes_are_told_before_anything_is_loaded(asked: Shifts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_module, "load_located", lambda *_: pytest.fail("loaded"))
     twins = write_prompts(tmp_path / "twins.jsonl", 12)
@@ -291,12 +295,32 @@ def test_mistakes_are_told_before_anything_is_loaded(asked: Shifts, tmp_path: Pa
         ("--tuned is the base itself", {"tuned": asked.base}),
         ("Two fine-tunes have one name", {"others": asked.tuned}),
         ("draws = 20 was given; it must be at least 100", {"draws": 20}),
-        ("There is no organism 'nowhere/aligned'.* For checkpoints of your own", {"train": None, "evaluation": None, "base": ("nowhere",)}),
+        ("wild-s0 money-rank8 was asked for twice", {**WORLD, "base": ("wild-s0", "wild-s0/aligned"), "tuned": ("money-rank8",)}),
+        ("There is no organism 'nowhere/aligned'.* For checkpoints of your own", WORLD | {"base": ("nowhere",)}),
     ]
     for match, changes in wrong:
         with pytest.raises(EmprobeError, match=match):
             run_shifts(replace(asked, **changes))
     assert not Path(asked.out).exists()
+
+
+def test_a_subspace_larger_than_the_model_is_told_before_the_work(asked: Shifts, tmp_path: Path) -> None:
+    many = write_prompts(tmp_path / "many.jsonl", 300, 500)
+    with pytest.raises(EmprobeError, match="A subspace of 290 dimensions was asked for; activations of .* have [0-9]+"):
+        run_shifts(replace(asked, train=many, sizes=(290.0,)))
+    assert not Path(asked.out).exists()
+
+
+def test_a_mean_curve_is_of_all_cases_or_not_there() -> None:
+    low, high = ({"positions": "a", "layer": 0, "sizes": [size(k, at) for k in ks]} for ks, at in (((1, 2, 4), 0.2), ((1, 3, 4), 0.8)))
+    ax = draw_shift_sizes({"cases": [{"tuned": "t", "places": [one]} for one in (low, high)]})
+    (mean,) = [line for line in ax.get_lines() if line.get_label() == "evaluation shifts"]
+    assert list(mean.get_xdata()) == [1, 4]
+    assert list(mean.get_ydata()) == pytest.approx([0.5, 0.5])
+
+
+def size(k: int, value: float) -> dict[str, Any]:
+    return {"k": k, "projection_fraction": value, "null_high": {}}
 
 
 def test_shared_prompts_are_left_out_and_counted(asked: Shifts, tmp_path: Path) -> None:

@@ -53,7 +53,10 @@ def cases_of(asked: Shifts) -> list[Case]:
         EmprobeError: An unknown organism, an unusable file, too few prompts, or two checkpoints of one path.
     """
     cases = [_own(asked)] if asked.own else [_organism(asked, name, tuned) for name in asked.base for tuned in asked.tuned]
-    for case in cases:
+    paths = [(case.base.path, case.tuned.path) for case in cases]
+    for case, own in zip(cases, paths, strict=True):
+        if paths.count(own) > 1:
+            raise EmprobeError(f"{case.name} was asked for twice. Give each organism and each fine-tune once.")
         _check(asked, case)
     return cases
 

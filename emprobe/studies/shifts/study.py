@@ -80,6 +80,11 @@ def _fingerprints(asked: Shifts, case: Case) -> dict[str, str]:
     for name, which in {"base": case.base, **case.tunes}.items():
         checkpoint = load_located(case.base, which, asked.loading())
         check_layers(list(asked.layers) or "all", checkpoint.n_layers, "the study")
+        largest = max(map(size_of, (asked.size, *asked.sizes)))
+        if largest > checkpoint.d_model:
+            raise EmprobeError(
+                f"A subspace of {largest:g} dimensions was asked for; activations of {which.name} have {checkpoint.d_model}."
+            )
         found[name] = checkpoint.fingerprint
         if name != "base" and found[name] == found["base"]:
             raise MismatchError(
