@@ -230,6 +230,11 @@ def test_tables_that_are_no_grid_are_refused(tmp_path: Path, change: Any, match:
         analyse(table_of(change(grid_frame()), tmp_path), asked())
 
 
+def test_two_columns_that_name_the_same_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EmprobeError, match="both train_seed and seed"):
+        analyse(table_of(grid_frame().assign(seed=0, train_seed=1), tmp_path), asked())
+
+
 def test_a_named_set_that_is_not_there_is_refused_and_another_is_said(tmp_path: Path) -> None:
     with pytest.raises(EmprobeError, match="eval_set 'general', and no column is called so"):
         judged(table_of(grid_frame(prompts=1), tmp_path), CRITERION, "general")

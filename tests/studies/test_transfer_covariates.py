@@ -95,6 +95,15 @@ def test_levels_are_found_and_what_main_effects_leave_nothing_of_says_so() -> No
     assert any("flat has no effect to report" in warning for warning in found["warnings"])
 
 
+def test_what_whole_tasks_share_is_said() -> None:
+    units = world(0.0, items=2)
+    units.frame["admissible"] = units.frame["eval_task"].map({task: i for i, task in enumerate(units.frame["eval_task"].unique())})
+    found = covariate_effects(Units(units.frame, ("admissible", "room"), ()), "solvability", permutations=9)
+    said = [line for line in found["warnings"] if "one value in each" in line]
+    assert len(said) == 1
+    assert said[0].startswith("admissible has one value in each eval_task (4 of them)")
+
+
 def test_sameness_takes_what_is_its_own() -> None:
     found = covariate_effects(world(0.0), "solvability", permutations=99)["effects"]["similarity"]["effects"]
     assert found["matched_main_effects"]["low"] > 0

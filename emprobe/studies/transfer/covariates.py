@@ -65,6 +65,7 @@ def covariate_effects(units: Units, match_on: str, *, bins: int = 5, permutation
         own = match_on if there and name != match_on else None
         try:
             found[name] = _effect(units.frame, name, own, bins, permutations, seed)
+            warnings += _coarse(units.frame, name)
         except EmprobeError as error:
             found[name] = {"why": str(error)}
             warnings.append(f"{name} has no effect to report: {error}")
@@ -83,6 +84,18 @@ def level_of(frame: pd.DataFrame, name: str) -> Level:
     if constant("question_id") or frame["cell"].nunique() == 1:
         return "prompt"
     return "cell" if constant("cell") else "pair"
+
+
+def _coarse(frame: pd.DataFrame, name: str) -> list[str]:
+    """What to know of a covariate that whole tasks or domains share."""
+    known = frame[frame[name].notna()]
+    for column in (*ASKED, *TRAINED):
+        if known[column].nunique() > 1 and bool((known.groupby(["replicate", column])[name].agg(np.ptp) == 0).all()):
+            return [
+                f"{name} has one value in each {column} ({known[column].nunique()} of them): its interval and null are over prompts or "
+                f"cells, and say nothing of another {column}."
+            ]
+    return []
 
 
 def _effect(frame: pd.DataFrame, name: str, match_on: str | None, bins: int, permutations: int, seed: int) -> dict[str, Any]:

@@ -83,7 +83,10 @@ def _plain_columns(table: ScoreTable) -> ScoreTable:
     found = {}
     for name, column in table.columns.items():
         own = name in (*TRAINED, *ASKED) or not name.startswith(("train_", "eval_")) or name == "eval_set"
-        found[name if own else name.partition("_")[2] if name.startswith("train_") else f"asked_{name[5:]}"] = column
+        plain = name if own else name.partition("_")[2] if name.startswith("train_") else f"asked_{name[5:]}"
+        if plain in found or (plain != name and plain in table.columns):
+            raise EmprobeError(f"The scores have both {name} and {plain}, which say the same of a fine-tune. Drop or rename one of them.")
+        found[plain] = column
     return replace(table, columns=found)
 
 
