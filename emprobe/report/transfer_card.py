@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from emprobe.behaviour.rate_table import columns_of_words
 from emprobe.files import atomic_path, write_text
 from emprobe.report.cards import command
 from emprobe.report.tables import percent
@@ -53,8 +54,8 @@ def transfer_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{name:<16}{shown:<33}" + (f"{_number(ratio):<28}{_way(ratio, 'percentile'):<17}{_way(ratio, 'prompts')}" if ratio else "")
         )
-    lines += ["", f"{'the paper (arXiv 2605.12798)':<62}{'paper':<25}{'here':<24}verdict"]
-    lines += [f"{c['claim']:<62}{c['paper']:<25}{_number(c, '+'):<24}{c['verdict']}" for c in result["claims"]]
+    claims = [[c["claim"], c["paper"], _number(c, "+"), c["verdict"]] for c in result["claims"]]
+    lines += ["", *columns_of_words([["the paper (arXiv 2605.12798)", "paper", "here", "verdict"], *claims])]
     for other in result.get("others", []):
         found = other["agreement"]
         lines += [
