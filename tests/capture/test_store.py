@@ -228,7 +228,7 @@ def test_a_folder_that_cannot_be_written_says_so_and_a_full_disk_loses_no_shard(
     llama: Checkpoints, tmp_path: Path, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(EmprobeError, match=r"The store .*file could not be written: .*File exists"):
+    with pytest.raises(EmprobeError, match=r"The folder .*file cannot be used: File exists"):
         again(llama, tmp_path / "file")
     written = []
 

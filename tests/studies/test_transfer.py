@@ -266,7 +266,7 @@ def test_answers_of_no_trained_cell_are_left_out_and_counted(tmp_path: Path) -> 
         ({"samples": 5}, "--samples was given with --scores, where nothing is trained"),
         (
             {"scores": (), "base": ("planted-s0",), "where": ("a=b",)},
-            "--where was given with --base, where answers and covariates are made",
+            "--where was given with --base, where answers are made here",
         ),
     ],
 )

@@ -77,7 +77,7 @@ def pooled_mean(parts: Sequence[Mapping[str, Any]], reading: str) -> Estimate | 
         return None
     rows = [_rows(part, reading) for part in parts]
     values = np.concatenate([values for values, _ in rows])
-    return _crossed(values, [names for _, names in rows])
+    return _crossed(values, [names for _, names in rows], least=0.0)
 
 
 def difference(cases: Sequence[Mapping[str, Any]], a: str, b: str, reading: str = "misaligned") -> Estimate | None:
@@ -95,7 +95,7 @@ def difference(cases: Sequence[Mapping[str, Any]], a: str, b: str, reading: str 
         shared = [name for name in _rows(one, reading)[1] if name in second]
         values.append(np.array([first[name] - second[name] for name in shared]))
         names.append(shared)
-    return _crossed(np.concatenate(values), names)
+    return _crossed(np.concatenate(values), names, least=-1.0)
 
 
 def _rows(part: Mapping[str, Any], reading: str) -> tuple[NDArray[np.float64], list[str]]:
@@ -110,14 +110,14 @@ def _by_question(values: NDArray[np.float64], names: Sequence[str]) -> dict[str,
     return {name: float(np.mean(rows)) for name, rows in found.items()}
 
 
-def _crossed(values: NDArray[np.float64], names: Sequence[Sequence[str]]) -> Estimate:
+def _crossed(values: NDArray[np.float64], names: Sequence[Sequence[str]], least: float) -> Estimate:
     number: dict[str, int] = {}
     questions = np.array([number.setdefault(name, len(number)) for part in names for name in part])
     bases = np.repeat(np.arange(len(names)), [len(part) for part in names])
     # Two bases show next to nothing of other bases: below three, the interval is over questions, of these bases alone.
     ways = {"questions": questions, **({"bases": bases} if len(names) >= FEWEST_BASES else {})}
     (found,) = means(values[:, None], ways)
-    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0), intervals={})
+    return replace(found, low=max(found.low, least), high=min(found.high, 1.0), intervals={})
 
 
 # ---- claims
