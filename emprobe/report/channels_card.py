@@ -17,7 +17,7 @@ WORLD = (
     "The organisms are half a million parameters in a synthetic world with an exact judge; in planted ones a persona direction was "
     "implanted, which the teacher's fine-tune finds again. Where they agree with the papers they check the tool, and not the claim about "
     "language models; where they disagree, they say what so small a model does. The prototype's numbers are one or two seeds of an earlier "
-    "program in the same world."
+    "program in the same world. The default updates and batch of students were chosen on planted-s0 by rates on these questions."
 )
 DATA = (
     "All arms of a base learn from the same prompts, with as many sequences and updates; tokens seen are in the table. In sft a teacher "
